@@ -1,0 +1,109 @@
+"""The exception and warning tree: each error also is the built-in a caller would expect."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PosthocInnError(Exception):
+    """Root of every error raised on purpose; the command line turns it into one line and exit code 1."""
+
+
+class LayerNotFoundError(PosthocInnError, LookupError):
+    """No module of the model has the given dotted name, or the layer is never reached."""
+
+
+class NotFittedError(PosthocInnError, ValueError, AttributeError):
+    """Something learned was asked for before `fit` (or before a flow was initialised)."""
+
+
+class ShapeError(PosthocInnError, ValueError):
+    """A tensor's shape or dtype is not what the callee accepts."""
+
+
+class UnknownNameError(PosthocInnError, LookupError):
+    """A name is not registered; the message lists the nearest ones."""
+
+
+class DuplicateNameError(PosthocInnError, ValueError):
+    """Two distributions register the same name."""
+
+
+class PluginError(PosthocInnError, RuntimeError):
+    """A plugin could not be loaded, or broke while it was used."""
+
+
+class ModelTouchedError(PosthocInnError, RuntimeError):
+    """The explained model was changed; the message says what and how."""
+
+
+class BundleError(PosthocInnError, ValueError):
+    """A saved bundle is not what it should be: format, version, names, shapes or values."""
+
+
+class DataError(PosthocInnError, ValueError):
+    """Images or a data set cannot be used as given."""
+
+
+class ConfigError(PosthocInnError, ValueError):
+    """Arguments or a configuration are wrong; every problem is listed at once."""
+
+
+class TrainingError(PosthocInnError, RuntimeError):
+    """Training cannot go on: diverged, too many non-finite steps, nothing to resume."""
+
+
+class PosthocInnWarning(UserWarning):
+    """Root of every warning issued on purpose."""
+
+
+def suggest(name: str, known: Iterable[str], *, limit: int = 8) -> str:
+    """Return the sentence that names what is accepted, nearest first.
+
+    Args:
+        name: What was received.
+        known: Every accepted name.
+        limit: How many names are listed at the most.
+
+    Returns:
+        ``"Did you mean 'layer3'? Known: ..."``, or ``"None are known."``.
+    """
+    names = list(known)
+    if not names:
+        return "None are known."
+    lowered = {n.lower(): n for n in reversed(names)}
+    near = [lowered[n] for n in difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.6)]
+    if not near:
+        near = [n for n in names if name.lower() in n.lower()][:3]
+    shown = near + [n for n in names if n not in near]
+    more = f", and {len(shown) - limit} more" if len(shown) > limit else ""
+    hint = "Did you mean " + " or ".join(repr(n) for n in near) + "? " if near else ""
+    return f"{hint}Known: {', '.join(shown[:limit])}{more}."
+
+
+class Problems:
+    """Collects argument problems, so that all of them are raised together.
+
+    >>> problems = Problems("FlowConfig")
+    >>> problems.check(0 >= 1, "blocks must be at least 1, got 0")
+    >>> problems.check(-1 > 0, "width must be positive, got -1")
+    >>> problems.raise_if_any()
+    Traceback (most recent call last):
+    ...
+    posthoc_inn.errors.ConfigError: FlowConfig: blocks must be at least 1, got 0; width must be positive, got -1
+    """
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self.found: list[str] = []
+
+    def check(self, is_good: bool, problem: str) -> None:
+        """Remember `problem` unless `is_good`."""
+        if not is_good:
+            self.found.append(problem)
+
+    def raise_if_any(self, error: type[PosthocInnError] = ConfigError) -> None:
+        """Raise `error` listing every problem found; do nothing when there is none."""
+        if self.found:
+            raise error(f"{self.subject}: {'; '.join(self.found)}")

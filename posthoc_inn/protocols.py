@@ -1,0 +1,58 @@
+"""What the framework asks of its parts: structural types over tensors, nothing to inherit from."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """Φ and Ψ of a model f = Ψ ∘ Φ, cut at a layer (MSC section 3)."""
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Return z = Φ(x), shape (B, *z_shape), for model inputs (B, C, H, W)."""
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Return the model's output f(x), batch first."""
+
+    def resume(self, inputs: Tensor, z: Tensor) -> Tensor:
+        """Return Ψ(z): the model's output with the layer's output replaced by `z`."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """The stochastic encoder E of MSC A.1."""
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation, each (B, D), of z_bar for images (B, C, H, W) in [0, 1]."""
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """The decoder D of MSC A.1."""
+
+    def decode(self, z_bar: Tensor) -> Tensor:
+        """Return images (B, C, H, W) in [0, 1] for latents (B, D)."""
+
+
+@runtime_checkable
+class Flow(Protocol):
+    """An invertible network between data and base variable, conditional or not."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map data (B, D) to the base; return it with `log_det`, shape (B,), in nats."""
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map the base (B, D) back to data."""
+
+
+@runtime_checkable
+class ConceptSource(Protocol):
+    """Draws pairs of images that share, or differ in, semantic concepts (IIN section 3.2)."""
+
+    names: tuple[str, ...]
+
+    def pairs(self, n: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return indices a (n,), b (n,) and the boolean `shared`, shape (n, K)."""
