@@ -1,0 +1,30 @@
+"""Invertible networks: t given a representation (MSC eq. 1-5), and e into semantic factors (MSC eq. 6)."""
+
+from __future__ import annotations
+
+from posthoc_inn.flows.actnorm import ActNorm
+from posthoc_inn.flows.conditional import ConditionalFlow
+from posthoc_inn.flows.conditioner import Conditioner
+from posthoc_inn.flows.coupling import AffineCoupling, Coupling, ProjectedContext
+from posthoc_inn.flows.coupling_flow import COUPLINGS, CouplingFactory, CouplingFlow
+from posthoc_inn.flows.factor import FactorFlow
+from posthoc_inn.flows.permutation import Permutation
+from posthoc_inn.flows.spline import SplineCoupling, rational_quadratic_spline
+from posthoc_inn.flows.subnet import set_compute_dtype
+
+__all__ = [
+    "COUPLINGS",
+    "ActNorm",
+    "AffineCoupling",
+    "ConditionalFlow",
+    "Conditioner",
+    "Coupling",
+    "CouplingFactory",
+    "CouplingFlow",
+    "FactorFlow",
+    "Permutation",
+    "ProjectedContext",
+    "SplineCoupling",
+    "rational_quadratic_spline",
+    "set_compute_dtype",
+]

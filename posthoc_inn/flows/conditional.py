@@ -1,0 +1,111 @@
+"""t: the conditional flow between latents and invariances, given a representation (MSC eq. 1-5, A.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_inn.config import ConditionerConfig, FlowConfig
+from posthoc_inn.errors import ConfigError
+from posthoc_inn.flows.conditioner import Conditioner
+from posthoc_inn.flows.coupling import Context, ProjectedContext
+from posthoc_inn.flows.coupling_flow import CouplingFactory, CouplingFlow, evaluating
+
+
+class ConditionalFlow(nn.Module):
+    """t and its embedding H: v = t(z_bar | H(z)), z_bar = t⁻¹(v | H(z)).
+
+    The context is computed explicitly, once, and is an ordinary tensor: `t.context(z)`. For many samples an
+    image, `t.project(context.unsqueeze(1))` also computes every coupling's share of it once.
+
+    Args:
+        flow: Shape of t; its `context_dim` is that of H.
+        conditioner: Shape of H.
+        coupling: As in `CouplingFlow`.
+
+    Raises:
+        ConfigError: The two configurations disagree about the width of the context.
+
+    >>> config = FlowConfig(dim=4, context_dim=8, blocks=2, width=16)
+    >>> t = ConditionalFlow(config, ConditionerConfig(z_shape=(5,), context_dim=8, width=16))
+    >>> z_bar, z = torch.randn(300, 4), torch.randn(300, 5)
+    >>> t.conditioner.fit_standardization([z])
+    >>> t.initialize(z_bar, z)
+    >>> context = t.context(z)
+    >>> v, log_det = t(z_bar, context)
+    >>> bool(torch.allclose(t.inverse(v, context), z_bar, atol=1e-4)), log_det.shape
+    (True, torch.Size([300]))
+    >>> shared = t.project(context[:2].unsqueeze(1))
+    >>> t.inverse(torch.randn(2, 7, 4), shared).shape  # 7 samples for each of 2 images
+    torch.Size([2, 7, 4])
+    """
+
+    def __init__(
+        self, flow: FlowConfig, conditioner: ConditionerConfig, *, coupling: CouplingFactory | None = None
+    ) -> None:
+        super().__init__()
+        if flow.context_dim != conditioner.context_dim:
+            raise ConfigError(
+                f"The flow takes a context of width {flow.context_dim}, the conditioner makes one of width "
+                f"{conditioner.context_dim}; give both the same context_dim."
+            )
+        self.conditioner = Conditioner(conditioner)
+        self.flow = CouplingFlow(flow, coupling=coupling)
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether both the standardisation of z and the actnorm layers were set from data."""
+        return self.conditioner.is_initialized and self.flow.is_initialized
+
+    def context(self, z: Tensor) -> Tensor:
+        """Return h = H(z), shape (B, C), for z (B, *z_shape) (MSC eq. 16).
+
+        Raises:
+            ShapeError: z has another shape.
+            NotFittedError: The standardisation of z was not fitted.
+        """
+        h: Tensor = self.conditioner(z)
+        return h
+
+    def project(self, context: Tensor) -> ProjectedContext:
+        """Return what may be passed instead of `context` (..., C): see `CouplingFlow.project`.
+
+        Raises:
+            ShapeError: The context is not (..., C).
+        """
+        return self.flow.project(context)
+
+    def forward(self, z_bar: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Map latents `z_bar` (..., D) to invariances v (..., D), with log_det (...) in nats (MSC eq. 5).
+
+        Raises:
+            ShapeError: A shape does not fit.
+            NotFittedError: The flow was not initialised.
+        """
+        out: tuple[Tensor, Tensor] = self.flow(z_bar, context)
+        return out
+
+    def inverse(self, v: Tensor, context: Context) -> Tensor:
+        """Map invariances `v` (..., D) to latents (..., D) (MSC eq. 2).
+
+        Raises:
+            ShapeError: A shape does not fit.
+            NotFittedError: The flow was not initialised.
+        """
+        return self.flow.inverse(v, context)
+
+    @torch.no_grad()
+    def initialize(self, z_bar: Tensor, z: Tensor, *, force: bool = False) -> None:
+        """Set every actnorm from latents `z_bar` (B, D) and their `z` (B, *z_shape), 256 rows or more.
+
+        The standardisation of z is fitted beforehand, on as much data as there is:
+        `flow.conditioner.fit_standardization(batches)`.
+
+        Raises:
+            NotFittedError: The standardisation of z was not fitted.
+            ConfigError: It was initialised before, and `force` is false.
+            ShapeError: A shape does not fit, or there are fewer than 2 rows.
+            DataError: The data hold NaN or infinity.
+        """
+        with evaluating(self):
+            self.flow.initialize(z_bar, self.context(z), force=force)

@@ -1,0 +1,194 @@
+"""Blocks of actnorm, two couplings and a permutation, stacked (MSC A.2, fig. S1 and S2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_inn.config import FlowConfig
+from posthoc_inn.errors import ConfigError, DataError, ShapeError, UnknownNameError, suggest
+from posthoc_inn.flows.actnorm import ActNorm
+from posthoc_inn.flows.coupling import AffineCoupling, Context, ProjectedContext, check_context, check_width
+from posthoc_inn.flows.permutation import Permutation
+from posthoc_inn.flows.spline import SplineCoupling
+
+CouplingFactory = Callable[..., nn.Module]
+"""`factory(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn.Module`.
+
+The module has forward(x, context) -> (y, log_det) and inverse(y, context) -> x; if it also has
+`project(context)`, it may be handed what that returned in place of the context. Even indices move the first
+half."""
+
+COUPLINGS: Mapping[str, CouplingFactory] = {"affine": AffineCoupling, "spline": SplineCoupling}
+"""The built-in couplings, by the name that `FlowConfig.kind` gives."""
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Switch `module` to eval mode inside the block and give every submodule its own train flag back."""
+    flags = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, flag in flags:
+            m.training = flag
+
+
+class Block(nn.Module):
+    """Actnorm, then two couplings (each half conditions the other once), then a fixed permutation."""
+
+    def __init__(self, config: FlowConfig, index: int, coupling: CouplingFactory, generator: torch.Generator) -> None:
+        super().__init__()
+        self.actnorm = ActNorm(config.dim)
+        self.couplings = nn.ModuleList(coupling(config, 2 * index + i, generator=generator) for i in range(2))
+        seed = int(torch.randint(1 << 62, (), generator=generator, device="cpu"))
+        self.permutation = Permutation(config.dim, seed)
+
+    def forward(self, x: Tensor, first: Context, second: Context) -> tuple[Tensor, Tensor]:
+        """Map `x` (..., D) to y (..., D) and log_det (...), with one context a coupling."""
+        x, log_det = self.actnorm(x)
+        for coupling, context in zip(self.couplings, (first, second), strict=True):
+            x, term = coupling(x, context)
+            log_det = log_det + term
+        return x.index_select(-1, self.permutation.permutation), log_det
+
+    def inverse(self, y: Tensor, first: Context, second: Context) -> Tensor:
+        """Map `y` (..., D) back to x (..., D)."""
+        y = self.permutation.inverse(y)
+        for coupling, context in zip(reversed(self.couplings), (second, first), strict=True):
+            y = coupling.inverse(y, context)  # type: ignore[operator]
+        return self.actnorm.inverse(y)
+
+
+class CouplingFlow(nn.Module):
+    r"""A stack of invertible blocks between data and a standard normal base.
+
+    :math:`\log p(x) = \log N(y; 0, 1) + \log|\det \partial y / \partial x|`. Leading dimensions are free:
+    x (..., D) with a context (..., C) that broadcasts, so that (B, N, D) with (B, 1, C) draws N samples an
+    image.
+
+    Args:
+        config: Its shape.
+        coupling: Makes the couplings; by default what `COUPLINGS` holds under `config.kind`.
+
+    Raises:
+        UnknownNameError: There is no coupling called `config.kind`.
+
+    >>> flow = CouplingFlow(FlowConfig(dim=6, blocks=2, width=16))
+    >>> x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    >>> flow.initialize(x)
+    >>> y, log_det = flow(x)
+    >>> log_det.shape, bool(torch.allclose(flow.inverse(y), x, atol=1e-4))
+    (torch.Size([300]), True)
+    """
+
+    def __init__(self, config: FlowConfig, *, coupling: CouplingFactory | None = None) -> None:
+        super().__init__()
+        self.config = config
+        if coupling is None:
+            if config.kind not in COUPLINGS:
+                raise UnknownNameError(f"There is no coupling {config.kind!r}. {suggest(config.kind, COUPLINGS)}")
+            coupling = COUPLINGS[config.kind]
+        generator = torch.Generator().manual_seed(config.seed)
+        self.blocks = nn.ModuleList(Block(config, i, coupling, generator) for i in range(config.blocks))
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether every actnorm has taken its shift and scale from data."""
+        return all(norm.is_initialized for norm in self.modules() if isinstance(norm, ActNorm))
+
+    def project(self, context: Tensor) -> ProjectedContext:
+        """Return what may be passed instead of `context` (..., C): each coupling's share, computed once.
+
+        Raises:
+            ShapeError: The context is not (..., C), or this flow takes none.
+        """
+        check_context(context, self.config.context_dim)
+        context = context.to(self._dtype)
+        couplings: list[Any] = [coupling for block in self._blocks() for coupling in block.couplings]
+        terms = [c.project(context) if hasattr(c, "project") else context for c in couplings]
+        return ProjectedContext(tuple(terms), context.shape[:-1])
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        """Map data `x` (..., D) to the base y (..., D), with log_det (...) in nats, float32 at least.
+
+        Raises:
+            ShapeError: A shape does not fit, or the context is missing or superfluous.
+            NotFittedError: The flow was not initialised.
+        """
+        x, terms = self._prepare(x, context)
+        log_det = x.new_zeros(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32))
+        for block, pair in zip(self._blocks(), terms, strict=True):
+            x, term = block(x, *pair)
+            log_det = log_det + term
+        return x, log_det
+
+    def inverse(self, y: Tensor, context: Context = None) -> Tensor:
+        """Map the base `y` (..., D) back to data (..., D).
+
+        Raises:
+            ShapeError: A shape does not fit, or the context is missing or superfluous.
+            NotFittedError: The flow was not initialised.
+        """
+        y, terms = self._prepare(y, context)
+        for block, pair in zip(reversed(self._blocks()), reversed(terms), strict=True):
+            y = block.inverse(y, *pair)
+        return y
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None, *, force: bool = False) -> None:
+        """Set every actnorm from data `x` (..., D), block by block, in one pass; best 256 rows or more.
+
+        Raises:
+            ConfigError: It was initialised before, and `force` is false.
+            ShapeError: A shape does not fit, or there are fewer than 2 rows.
+            DataError: `x` or `context` holds NaN or infinity.
+        """
+        if self.is_initialized and not force:
+            raise ConfigError("This flow is already initialised; pass force=True to set its actnorm layers anew.")
+        x, terms = self._prepare(x, context)
+        if isinstance(context, Tensor) and not bool(torch.isfinite(context).all()):
+            raise DataError("The context to initialise from holds NaN or infinity; look for what made it.")
+        with evaluating(self):
+            for block, pair in zip(self._blocks(), terms, strict=True):
+                block.actnorm.initialize(x, force=True)
+                x, _ = block(x, *pair)
+
+    def _blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def _prepare(self, x: Tensor, context: Context) -> tuple[Tensor, list[tuple[Context, Context]]]:
+        """Check and cast the inputs, expand x to the context's rows, and give each block its two contexts."""
+        check_width(x, self.config.dim)
+        check_context(context, self.config.context_dim)
+        x = x.to(self._dtype)
+        terms: list[Context] = [context] * (2 * len(self.blocks))
+        if context is not None:
+            lead = context.lead if isinstance(context, ProjectedContext) else context.shape[:-1]
+            try:
+                rows = torch.broadcast_shapes(x.shape[:-1], lead)
+            except RuntimeError:
+                raise ShapeError(
+                    f"x has the leading shape {tuple(x.shape[:-1])} and the context {tuple(lead)}; they must "
+                    "broadcast: for n samples an image pass (B, n, D) with a context of (B, 1, C)."
+                ) from None
+            x = x.expand(*rows, x.shape[-1])
+            if isinstance(context, Tensor):
+                terms = [context.to(self._dtype)] * len(terms)
+            elif len(context.terms) == len(terms):
+                terms = list(context.terms)
+            else:
+                raise ShapeError(
+                    f"The projected context is for {len(context.terms)} couplings, this flow has "
+                    f"{len(terms)}; use this flow's own project()."
+                )
+        return x, list(zip(terms[::2], terms[1::2], strict=True))

@@ -1,0 +1,221 @@
+"""The networks inside couplings and conditioner: layers with their own generator and precision, the subnet.
+
+Every matrix product of flows and conditioner goes through `_product`: precision is decided there alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from posthoc_inn.errors import ConfigError, suggest
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "silu": nn.SiLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.01),
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+}
+
+
+def _product(
+    function: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """Run `function` in `dtype` (None: as given); return its result in `x`'s dtype, also under autocast."""
+    if dtype is None or dtype == x.dtype:
+        return function(x, weight, bias).to(x.dtype)
+    return function(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
+
+
+def _draw(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
+    """Fill `parameter` uniformly in [-bound, bound] from `generator`, unless it is on the meta device."""
+    if not parameter.is_meta:
+        values = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+        with torch.no_grad():
+            parameter.copy_(values.uniform_(-bound, bound, generator=generator))
+
+
+class Linear(nn.Linear):
+    """A linear layer drawn from a given generator, whose product can run in a lower precision.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        generator: Draws the initial weights.
+        gain: Output deviation over input deviation, at the start; 0 gives a layer that returns zeros.
+        fan_in: Inputs that the weights are scaled for, where this layer is a part of a wider one.
+        bias: Whether there is an offset; it starts at zero.
+
+    >>> layer = Linear(4, 2, generator=torch.Generator().manual_seed(0))
+    >>> set_compute_dtype(layer, torch.bfloat16)
+    >>> layer(torch.ones(3, 4)).dtype
+    torch.float32
+    """
+
+    compute_dtype: torch.dtype | None = None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        generator: torch.Generator,
+        gain: float = 1.0,
+        fan_in: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        if gain:
+            _draw(self.weight, gain * math.sqrt(3 / (fan_in or in_features)), generator)
+
+    def reset_parameters(self) -> None:
+        """Zero everything; the constructor draws from its own generator, never from the global one."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        return _product(F.linear, input, self.weight, self.bias, self.compute_dtype)
+
+
+class Conv2d(nn.Conv2d):
+    """A 3 × 3 convolution with padding 1, drawn and computed like `Linear`.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Vertical and horizontal stride.
+        generator: Draws the initial weights.
+        gain: As in `Linear`.
+    """
+
+    compute_dtype: torch.dtype | None = None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: tuple[int, int],
+        *,
+        generator: torch.Generator,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
+        _draw(self.weight, gain * math.sqrt(3 / (9 * in_channels)), generator)
+
+    def reset_parameters(self) -> None:
+        """Zero everything; the constructor draws from its own generator, never from the global one."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H', W')."""
+        return _product(self._convolve, input, self.weight, self.bias, self.compute_dtype)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, stride=self.stride, padding=self.padding)
+
+
+def set_compute_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Let the matrix products of every subnet and conditioner in `module` run in `dtype`.
+
+    None goes back to the parameters' own. Parameters, scale exponents, log-determinants and sums keep their
+    precision.
+
+    Raises:
+        ConfigError: `dtype` is no floating-point type.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ConfigError(f"compute dtype must be a floating-point type such as torch.bfloat16, or None; got {dtype}.")
+    for layer in module.modules():
+        if isinstance(layer, Linear | Conv2d):
+            layer.compute_dtype = dtype
+
+
+def make_activation(name: str) -> nn.Module:
+    """Return the activation called `name`.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"There is no activation {name!r}. {suggest(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+class Subnet(nn.Module):
+    """A fully connected network on [x, context] whose last layer starts at zero.
+
+    The first layer is split into a part for x and a part for the context, so that the latter is computed once
+    an image and reused for every sample: W [x, h] = W_x x + W_h h.
+
+    Args:
+        inputs: Width of x.
+        context_dim: C, width of the context; 0 for none.
+        outputs: Width of the output.
+        width: Width of the hidden layers.
+        depth: Number of hidden layers.
+        activation: Name of the activation.
+        dropout: Dropout rate after each hidden layer, training only.
+        generator: Draws the initial weights.
+
+    >>> net = Subnet(2, 3, 4, width=8, depth=2, activation="silu", dropout=0.0, generator=torch.Generator())
+    >>> net(torch.ones(5, 2), net.project(torch.ones(1, 3))).abs().sum().item()
+    0.0
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        context_dim: int,
+        outputs: int,
+        *,
+        width: int,
+        depth: int,
+        activation: str,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        fan_in = inputs + context_dim
+        self.input = Linear(inputs, width, generator=generator, fan_in=fan_in)
+        self.context = (
+            Linear(context_dim, width, generator=generator, fan_in=fan_in, bias=False) if context_dim else None
+        )
+        gain = math.sqrt(2)
+        self.hidden = nn.ModuleList(Linear(width, width, generator=generator, gain=gain) for _ in range(depth - 1))
+        self.output = Linear(width, outputs, generator=generator, gain=0.0)
+        self.activation = make_activation(activation)
+        self.dropout = nn.Dropout(dropout) if dropout else None
+
+    def project(self, context: Tensor) -> Tensor:
+        """Return the first layer's share of `context`: (..., C) to (..., width)."""
+        if self.context is None:
+            raise ConfigError("This subnet was built without a context.")
+        projected: Tensor = self.context(context)
+        return projected
+
+    def forward(self, x: Tensor, projected: Tensor | None = None) -> Tensor:
+        """Map `x` (..., inputs) and a projected context that broadcasts to (..., width) to (..., outputs)."""
+        h = self.input(x)
+        if projected is not None:
+            h = h + projected
+        h = self._activate(h)
+        for layer in self.hidden:
+            h = self._activate(layer(h))
+        out: Tensor = self.output(h)
+        return out
+
+    def _activate(self, h: Tensor) -> Tensor:
+        h = self.activation(h)
+        return h if self.dropout is None else self.dropout(h)
