@@ -1,0 +1,41 @@
+"""Canonical images, what networks want instead, and the many shapes in which users keep their data."""
+
+from __future__ import annotations
+
+from posthoc_inn.images.files import (
+    ImageFiles,
+    find_image_files,
+    load_image,
+    load_image_files,
+    pil_to_tensor,
+    stack_image_files,
+)
+from posthoc_inn.images.normalization import Normalization, recognize_normalization
+from posthoc_inn.images.sources import Batch, BatchSource
+from posthoc_inn.images.spec import (
+    apply_spec,
+    fit_canonical,
+    match_channels,
+    resize,
+    undo_spec_normalization,
+)
+from posthoc_inn.images.splitting import split
+
+__all__ = [
+    "Batch",
+    "BatchSource",
+    "ImageFiles",
+    "Normalization",
+    "apply_spec",
+    "find_image_files",
+    "fit_canonical",
+    "load_image",
+    "load_image_files",
+    "match_channels",
+    "pil_to_tensor",
+    "recognize_normalization",
+    "resize",
+    "split",
+    "stack_image_files",
+    "undo_spec_normalization",
+]

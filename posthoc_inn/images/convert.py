@@ -1,0 +1,285 @@
+"""Taking users' samples and batches apart: where images and labels are, and what is wrong with them."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from posthoc_inn.errors import DataError
+from posthoc_inn.images.files import pil_to_tensor
+
+IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs", "img")
+LABEL_KEYS = ("label", "labels", "y", "target", "targets")
+
+Labels: TypeAlias = "Tensor | dict[str, Tensor] | None"
+
+
+@dataclass
+class Sample:
+    """One image or one batch as read from the user's data.
+
+    Attributes:
+        images: (C, H, W) of one image, or (B, C, H, W) of a batch; dtype as it came.
+        labels: The raw label, or None.
+        is_batch: Which of the two.
+        notes: What was converted or left out, in words.
+        is_per_item: Whether the labels of a batch are a list with one entry an image.
+    """
+
+    images: Tensor
+    labels: Any
+    is_batch: bool
+    notes: tuple[str, ...] = ()
+    is_per_item: bool = False
+
+
+def _is_image_like(part: Any) -> bool:
+    return isinstance(part, Image.Image) or (isinstance(part, (Tensor, np.ndarray)) and part.ndim >= 2)
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, (str, bytes))
+
+
+def take_apart(sample: Any) -> tuple[Any, Any]:
+    """Return the image part and the label part (or None) of whatever a data set or loader yields.
+
+    Raises:
+        DataError: A dict without a known image key (the message lists its keys), or an empty tuple.
+    """
+    if isinstance(sample, Mapping):
+        found = next((k for k in IMAGE_KEYS if k in sample), None)
+        if found is None:
+            raise DataError(
+                f"The data yields dicts with the keys {', '.join(repr(k) for k in sample)}, none of which is "
+                f"known to hold images; rename one to 'image' (accepted: {', '.join(IMAGE_KEYS)}), or yield "
+                f"(image, label)."
+            )
+        label_key = next((k for k in LABEL_KEYS if k in sample), None)
+        if label_key is not None:
+            return sample[found], sample[label_key]
+        rest = {str(k): v for k, v in sample.items() if k != found}
+        return sample[found], rest or None
+    if isinstance(sample, (tuple, list)):
+        if not sample:
+            raise DataError("The data yields empty tuples; yield an image, (image, label) or a dict.")
+        return sample[0], sample[1] if len(sample) > 1 else None
+    return sample, None
+
+
+def read_sample(sample: Any, *, where: str, expect_batch: bool = False) -> Sample:
+    """Find images and labels in whatever a data set or loader yields.
+
+    Args:
+        sample: An image, a batch of images, (images, labels, ...), a dict, or a list of such samples.
+        where: Words that name the sample in errors, such as "batch 3".
+        expect_batch: A three-dimensional tensor is then an error rather than a single image.
+
+    Raises:
+        DataError: Nothing in it is an image, or its images have different sizes.
+    """
+    if isinstance(sample, list) and sample and _holds_samples(sample):
+        return collate([read_sample(s, where=where) for s in sample], where=where)
+    images, labels = take_apart(sample)
+    if isinstance(images, (list, tuple)):
+        items = [read_sample(i, where=where) for i in images]
+        if not items:
+            raise DataError(f"There are no images in {where}; it holds an empty {type(images).__name__}.")
+        batch = collate(items, where=where)
+        return Sample(batch.images, labels, True, batch.notes, is_per_item=True)
+    if isinstance(images, Image.Image):
+        return Sample(pil_to_tensor(images), labels, False, ("Pillow images were converted to [0, 1].",))
+    tensor = as_tensor(images, where=where)
+    is_batch = expect_batch or tensor.ndim > 3
+    return Sample(tensor, labels, is_batch)
+
+
+def _holds_samples(sample: list[Any]) -> bool:
+    """Say whether a list holds samples, rather than [images, labels] as torch's default_collate makes it."""
+    if all(isinstance(s, (tuple, Mapping, Image.Image)) for s in sample):
+        # list(zip(*items)), that is [(image, image, ...), (label, label, ...)], is one transposed batch.
+        columns = [s for s in sample if isinstance(s, tuple) and s]
+        is_transposed = (
+            len(columns) == len(sample) > 1
+            and all(_is_image_like(p) for p in columns[0])
+            and not _is_image_like(columns[1][0])
+        )
+        return not is_transposed
+    return len(sample) > 1 and all(isinstance(s, (Tensor, np.ndarray)) and s.ndim == 3 for s in sample)
+
+
+def as_tensor(images: Any, *, where: str) -> Tensor:
+    """Turn a tensor, an array or anything else with an array's interface into a plain tensor, dtype kept.
+
+    Raises:
+        DataError: It is no array of numbers.
+    """
+    if isinstance(images, Tensor):
+        plain = images if type(images) is Tensor else images.as_subclass(Tensor)
+        return plain.detach()
+    if isinstance(images, (numbers.Number, str, bytes)) or images is None:
+        hint = " Read files with load_image_files or ImageFiles." if _is_text(images) else ""
+        raise DataError(
+            f"{where.capitalize()} holds {_short(images)} where an image is expected; yield an image, "
+            f"(image, label) or a dict with the key 'image'.{hint}"
+        )
+    try:
+        array = np.asarray(images)
+        # Copied: torch warns about memory that it may not write to (memory maps, Pillow's buffers).
+        return torch.from_numpy(np.array(array, order="C"))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{where.capitalize()} holds {_short(images)} where an image is expected; yield a tensor (C, H, "
+            f"W), an array or a Pillow image."
+        ) from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text[:40] + '...' if len(text) > 40 else text}"
+
+
+def collate(samples: Sequence[Sample], *, where: str) -> Sample:
+    """Stack single images into a batch.
+
+    Raises:
+        DataError: They differ in size, channels or dtype.
+    """
+    if any(s.is_batch for s in samples):
+        raise DataError(
+            f"{where.capitalize()} mixes single images and batches; items must be single images (C, H, W). "
+            f"For a data set of ready-made batches pass DataLoader(data, batch_size=None)."
+        )
+    first = samples[0].images
+    for i, s in enumerate(samples):
+        if s.images.shape != first.shape:
+            raise DataError(ragged(tuple(first.shape), tuple(s.images.shape), f"images 0 and {i} of {where}"))
+        if s.images.dtype != first.dtype:
+            raise DataError(
+                f"{where.capitalize()} mixes {first.dtype} and {s.images.dtype} images; convert all to one of them."
+            )
+    notes = tuple(dict.fromkeys(n for s in samples for n in s.notes))
+    labels = [s.labels for s in samples]
+    return Sample(torch.stack([s.images for s in samples]), labels, True, notes, is_per_item=True)
+
+
+def ragged(a: tuple[int, ...], b: tuple[int, ...], which: str) -> str:
+    """Return the message for two images that cannot share a batch."""
+    if len(a) == len(b) >= 3 and a[-2:] == b[-2:]:
+        return (
+            f"The images differ in channels: {a} and {b} ({which}); convert all to colour or all to grey, "
+            f"for example image.convert('RGB')."
+        )
+    return (
+        f"The images differ in size: {a} and {b} ({which}); resize them to one size, for example with "
+        f"torchvision.transforms.Resize((64, 64)) or with ImageFiles(folder, size=64)."
+    )
+
+
+def check_images(images: Tensor, *, where: str) -> None:
+    """Raise unless `images` can be used: (B, C, H, W), 1 or 3 channels, real numbers, all finite.
+
+    Raises:
+        DataError: They cannot; the message says what to do.
+    """
+    shape = tuple(images.shape)
+    if images.is_complex() or images.dtype == torch.bool:
+        raise DataError(
+            f"The images of {where} are {images.dtype}; pass uint8 (0 to 255) or floating-point ones, for "
+            f"example {'images.abs()' if images.is_complex() else 'images.float()'}."
+        )
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise DataError(
+            f"The images of {where} are {images.dtype}; pass uint8 (0 to 255) or floating-point ones, for "
+            f"example images.to(torch.uint8) if the values are 0 to 255."
+        )
+    if images.ndim != 4:
+        hint = {
+            2: "One grey picture (H, W) needs batch and channel: images[None, None]; reshape vectors.",
+            3: "Grey ones (B, H, W) need a channel: images[:, None]; one (C, H, W) a batch: images[None].",
+        }.get(images.ndim, "Videos and volumes have to be cut into pictures first.")
+        raise DataError(f"The images of {where} have the shape {shape}, expected (B, C, H, W). {hint}")
+    if 0 in shape:
+        raise DataError(f"The images of {where} are empty: shape {shape}.")
+    if shape[1] not in (1, 3):
+        if shape[3] in (1, 3, 4):
+            hint = "Channels seem to come last: put them first with images.permute(0, 3, 1, 2)" + (
+                ", and leave out transparency: images[:, :3]." if shape[3] == 4 else "."
+            )
+        elif shape[1] == 4:
+            hint = "If the fourth is transparency, leave it out: images[:, :3]."
+        else:
+            hint = "Choose or combine channels so that 1 (grey) or 3 (colour) remain."
+        raise DataError(f"The images of {where} have {shape[1]} channels, shape {shape}; 1 or 3 are accepted. {hint}")
+    if images.is_floating_point() and not bool(torch.isfinite(images).all()):
+        nan, inf = int(images.isnan().sum()), int(images.isinf().sum())
+        bad = (~torch.isfinite(images)).flatten(1).any(1)
+        raise DataError(
+            f"{nan} values are NaN and {inf} infinite among the {images.numel()} of {where}, in "
+            f"{int(bad.sum())} of its {len(bad)} images (first: image {int(bad.int().argmax())}); clean the "
+            f"data, or look for a division by zero in its transform."
+        )
+
+
+def as_labels(sample: Sample) -> tuple[Labels, str | None]:
+    """Turn the raw labels of a batch into tensors where they are numbers.
+
+    Returns:
+        A tensor (B, ...), a dict of such tensors, or None; and a note on what was left out, or None.
+    """
+    raw, count = sample.labels, len(sample.images)
+    if raw is None or (isinstance(raw, (list, tuple)) and all(r is None for r in raw)):
+        return None, None
+    if isinstance(raw, (list, tuple)) and raw:
+        if all(isinstance(r, Mapping) for r in raw):
+            keys = [k for k in raw[0] if all(k in r for r in raw)]
+            raw = {k: [r[k] for r in raw] for k in keys}
+        elif not sample.is_per_item and all(isinstance(r, (Tensor, np.ndarray)) for r in raw):
+            # Several labels an image, as default_collate transposes them.
+            raw = {f"label_{i}": column for i, column in enumerate(raw)}
+    if isinstance(raw, Mapping):
+        named = {str(k): _label_tensor(v, count) for k, v in raw.items()}
+        left = [k for k, v in named.items() if v is None]
+        kept = {k: v for k, v in named.items() if v is not None}
+        note = f"Labels left out because they are not one number or vector an image: {', '.join(left)}."
+        return kept or None, note if left else None
+    tensor = _label_tensor(raw, count)
+    if tensor is None:
+        return None, "Labels left out because they are not one number or vector an image."
+    return tensor, None
+
+
+def _label_tensor(raw: Any, count: int) -> Tensor | None:
+    """Return labels as a tensor (count, ...), or None where they are no such thing."""
+    if isinstance(raw, (list, tuple)):
+        rows = [_numbers(r) for r in raw]
+        kept = [r for r in rows if r is not None]
+        if len(kept) != len(rows) or not kept or len({r.shape for r in kept}) != 1:
+            return None
+        return torch.stack(kept) if len(kept) == count else None
+    tensor = _numbers(raw)
+    return tensor if tensor is not None and tensor.ndim > 0 and len(tensor) == count else None
+
+
+def _numbers(raw: Any) -> Tensor | None:
+    """Return numbers in any of their guises as a plain tensor, or None."""
+    if isinstance(raw, Tensor):
+        return (raw if type(raw) is Tensor else raw.as_subclass(Tensor)).detach()
+    if raw is None or isinstance(raw, (str, bytes, Mapping)):
+        return None
+    try:
+        array = np.asarray(raw)
+    except (TypeError, ValueError):
+        return None
+    if array.dtype.kind not in "biuf":
+        return None
+    # Python's floats become torch's default type, as default_collate has it, not double.
+    is_python = isinstance(raw, (float, list, tuple)) and array.dtype == np.float64
+    return torch.from_numpy(np.array(array.astype(np.float32) if is_python else array, order="C"))

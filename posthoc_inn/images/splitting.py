@@ -1,0 +1,153 @@
+"""Holding a part of users' data out, the same part each time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
+
+from posthoc_inn.errors import ConfigError, DataError, PosthocInnWarning
+from posthoc_inn.images.convert import as_labels
+from posthoc_inn.images.sources import BatchSource
+
+
+def split(data: Any, held_out: Any = 0.1, seed: int = 0) -> tuple[Any, Any]:
+    """Split data into a part to train on and a part held out.
+
+    A loader's parts keep its batch size, workers and collate function; the order of its training part is
+    shuffled where the loader's was, the held-out part's never. Streams, whose length is not known, give
+    every k-th image to the held-out part.
+
+    Args:
+        data: Anything that `BatchSource` accepts.
+        held_out: The share held out, in (0, 1), at random; or the held-out data itself, which is returned as
+            it is.
+        seed: Seed of the choice.
+
+    Returns:
+        Training data and held-out data, each accepted by `BatchSource`.
+
+    Raises:
+        ConfigError: `held_out` is a number outside of (0, 1).
+        DataError: Too few images, or a stream that yields something else in each pass.
+
+    >>> train, held_out = split(torch.rand(20, 3, 4, 4), 0.25)
+    >>> len(train), len(held_out)
+    (15, 5)
+    """
+    if isinstance(held_out, bool) or held_out is None:
+        raise ConfigError(f"held_out must be a share in (0, 1) or held-out data, got {held_out!r}.")
+    if not isinstance(held_out, (int, float)):
+        return data, held_out
+    if not 0 < held_out < 1:
+        raise ConfigError(f"held_out must be a share in (0, 1) or held-out data, got {held_out!r}.")
+    source = data if isinstance(data, BatchSource) else BatchSource(data)
+    if isinstance(data, BatchSource):
+        if data.limit is not None:
+            raise ConfigError("Split the data itself, then limit the parts: the source has a limit of its own.")
+        data = data.data
+    if (
+        isinstance(data, DataLoader)
+        and not isinstance(data.dataset, IterableDataset)
+        and hasattr(data.dataset, "__len__")
+    ):
+        train_rows, held_rows = _rows(len(data.dataset), held_out, seed)
+        return _part(data, train_rows, is_training=True), _part(data, held_rows, is_training=False)
+    indexable = _indexable(data)
+    if indexable is None or source.length is None:
+        return _stream_parts(source, held_out)
+    train_rows, held_rows = _rows(source.length, held_out, seed)
+    return Subset(indexable, train_rows), Subset(indexable, held_rows)
+
+
+def _indexable(data: Any) -> Any:
+    """Return what `Subset` can index row by row, or None for streams."""
+    if isinstance(data, torch.Tensor):
+        return TensorDataset(data)
+    if isinstance(data, (DataLoader, IterableDataset)) or not hasattr(data, "__getitem__"):
+        return None
+    return data
+
+
+def _rows(count: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
+    held = max(2, round(count * held_out))
+    if count - held < 2:
+        raise DataError(
+            f"The data holds {count} images: too few to hold {held_out:.0%} out (2 are needed on either "
+            f"side); add images, or pass held-out data of its own."
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[held:].sort().values.tolist(), order[:held].sort().values.tolist()
+
+
+def _part(loader: DataLoader[Any], rows: list[int], *, is_training: bool) -> DataLoader[Any]:
+    is_known = type(loader.sampler) in (RandomSampler, SequentialSampler)
+    if is_training and not is_known:
+        warnings.warn(
+            f"The loader's {type(loader.sampler).__name__} is replaced by plain shuffling, since a part of "
+            f"its data is held out; pass held-out data of its own to keep it.",
+            PosthocInnWarning,
+            stacklevel=3,
+        )
+    batch_size = loader.batch_size
+    if batch_size is None and loader.batch_sampler is not None:
+        batch_size = getattr(loader.batch_sampler, "batch_size", None) or 64
+    return DataLoader(
+        Subset(loader.dataset, rows),
+        batch_size=batch_size,
+        shuffle=is_training and type(loader.sampler) is not SequentialSampler,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=loader.drop_last and is_training and len(rows) >= (batch_size or 1),
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context if loader.num_workers else None,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+class StreamPart:
+    """Every k-th image of a stream, or all but those; re-iterable."""
+
+    def __init__(self, source: BatchSource, every: int, *, is_training: bool) -> None:
+        self._source, self._every, self._is_training = source, every, is_training
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        seen = 0
+        for sample, _ in self._source._read():
+            count = len(sample.images)
+            is_held = torch.arange(seen, seen + count) % self._every == self._every - 1
+            keep = ~is_held if self._is_training else is_held
+            seen += count
+            if not bool(keep.any()):
+                continue
+            labels, _ = as_labels(sample)
+            if isinstance(labels, dict):
+                labels = {k: v[keep] for k, v in labels.items()}
+            elif labels is not None:
+                labels = labels[keep]
+            yield {"images": sample.images[keep], "labels": labels}
+
+
+def _stream_parts(source: BatchSource, held_out: float) -> tuple[StreamPart, StreamPart]:
+    source.check()
+    first, again = (next(source.batches(draw=d))["images"] for d in (0, 1))
+    if first.shape != again.shape or not bool((first == again).all()):
+        raise DataError(
+            "The data is a stream that yields other images, or another order, in each pass, so that no part "
+            "of it can be held out for good; pass held-out data of its own (held_out=...)."
+        )
+    every = max(2, round(1 / held_out))
+    return StreamPart(source, every, is_training=True), StreamPart(source, every, is_training=False)
