@@ -1,0 +1,296 @@
+"""Reads weights of the explained model from a local file, never running code from it; loads them strictly.
+
+safetensors files, and PyTorch's own through ``torch.load(weights_only=True)``; there is no switch to relax
+that.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from posthoc_inn.errors import DataError
+
+SAFETENSORS = (".safetensors",)
+TORCH_FILES = (".pth", ".pt", ".th", ".ckpt", ".bin")
+SUFFIXES = (*SAFETENSORS, *TORCH_FILES)
+
+_CONTAINERS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net_state_dict",
+    "net",
+    "network",
+    "weights",
+)
+"""Keys under which training scripts keep the weights beside optimizer and epoch."""
+_WRAPPERS = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every name."""
+_PROBE_CLASSES = 1009
+"""A prime that is no layer's width, so that shapes containing it follow the number of classes."""
+_OPTIONAL = "num_batches_tracked"
+"""Counter of batch norm that checkpoints from before PyTorch 0.4.1 lack; inference does not use it."""
+
+
+def is_weights_file(weights: str) -> bool:
+    """Say whether `weights` means a local file, rather than the name of published weights.
+
+    >>> is_weights_file("resnet.safetensors"), is_weights_file("./latest"), is_weights_file("IMAGENET1K_V1")
+    (True, True, False)
+    """
+    return Path(weights).suffix.lower() in SUFFIXES or "/" in weights or "\\" in weights
+
+
+@contextmanager
+def seeded_init(seed: int = 0) -> Iterator[None]:
+    """Draw the initial weights of networks built on the CPU in the block from `seed`, not globally.
+
+    >>> with seeded_init(): a = nn.Linear(2, 2)
+    >>> with seeded_init(): b = nn.Linear(2, 2)
+    >>> bool((a.weight == b.weight).all())
+    True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """Read a file of weights: dotted name -> tensor on the CPU.
+
+    Weights nested under a usual key ("state_dict", "model", ...) are found; the prefixes that DataParallel
+    and torch.compile put before every name are taken off.
+
+    Args:
+        path: A .safetensors file, or one saved by PyTorch (.pth, .pt, .th, .ckpt, .bin).
+
+    Raises:
+        DataError: The file is missing, cut short, holds code, or holds no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "a directory" if path.is_dir() else "missing"
+        raise DataError(f"The weights file {path} is {what}. Pass a {_one_of(SUFFIXES)} file.")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(f"Weights are read from {_one_of(SUFFIXES)} files, got {path}.")
+    content: Any = _read_safetensors(path) if suffix in SAFETENSORS else _read_torch(path)
+    return _without_wrappers(_find_tensors(content, path))
+
+
+def load_weights(model: nn.Module, path: str | Path, *, rename: Callable[[str], str] | None = None) -> nn.Module:
+    """Load a file of weights into `model`, strictly; where anything does not fit, the model stays as it was.
+
+    Args:
+        model: Network to be filled, in place.
+        path: See `load_state`.
+        rename: Maps a name in the file to the model's.
+
+    Returns:
+        The same model.
+
+    Raises:
+        DataError: The file cannot be read, or names or shapes differ; the message lists which.
+    """
+    state = load_state(path)
+    if rename is not None:
+        state = {rename(name): tensor for name, tensor in state.items()}
+    load_into(model, state, source=str(path))
+    return model
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Load `state` into `model` as `load_weights` does.
+
+    Args:
+        model: Network to be filled, in place.
+        state: Dotted name -> tensor.
+        source: Where the weights are from, for messages.
+
+    Raises:
+        DataError: Names, shapes or kinds of numbers differ, or a value is NaN.
+    """
+    wanted = model.state_dict()
+    state = _without_common_prefix(state, wanted)
+    missing = [n for n in wanted if n not in state and not n.endswith(_OPTIONAL)]
+    unexpected = [n for n in state if n not in wanted]
+    common = [n for n in wanted if n in state]
+    shapes = [
+        f"{n} is {_shape(state[n])} in the file, {_shape(wanted[n])} in the model"
+        for n in common
+        if state[n].shape != wanted[n].shape
+    ]
+    kinds = [
+        f"{n} is {state[n].dtype} in the file, {wanted[n].dtype} in the model"
+        for n in common
+        if state[n].is_floating_point() != wanted[n].is_floating_point()
+    ]
+    parts = [
+        _listing(f"{len(missing)} of the model's {len(wanted)} tensors are missing", missing),
+        _listing(f"{len(unexpected)} are not the model's", unexpected),
+        _listing(f"{len(shapes)} have another shape", shapes),
+        _listing(f"{len(kinds)} have another kind of number", kinds),
+    ]
+    report = "; ".join(part for part in parts if part)
+    if report:
+        raise DataError(
+            f"The weights of {source} do not fit the {type(model).__name__}: {report}. Are they another "
+            "network's, or another number of classes?"
+        )
+    broken = [n for n in common if state[n].is_floating_point() and bool(torch.isnan(state[n]).any())]
+    if broken:
+        raise DataError(_listing(f"{len(broken)} tensors of {source} hold NaN", broken) + ".")
+    model.load_state_dict({**wanted, **state})
+
+
+def infer_num_classes(build: Callable[[int], nn.Module], state: Mapping[str, Tensor]) -> int | None:
+    """Return how many classes the weights are for, or None where they do not tell.
+
+    Args:
+        build: Builds the network for a number of classes; it is called once, without allocating where
+            possible.
+        state: Dotted name -> tensor.
+    """
+    try:
+        with torch.device("meta"):
+            probe = build(_PROBE_CLASSES)
+    except (NotImplementedError, RuntimeError):
+        # Some constructors compute with the values they allocate.
+        with seeded_init():
+            probe = build(_PROBE_CLASSES)
+    wanted = probe.state_dict()
+    state = _without_common_prefix(state, wanted)
+    found = {
+        state[name].shape[axis]
+        for name, tensor in wanted.items()
+        if name in state and state[name].ndim == tensor.ndim
+        for axis, size in enumerate(tensor.shape)
+        if size == _PROBE_CLASSES
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path, device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is not a readable safetensors file ({_one_line(error)}). It may have been cut short, or "
+            "be another kind of file under this name."
+        ) from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # torch warns of files it then refuses, which is told below.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        if name is None and not _is_plain_pickle(path):
+            raise _unreadable(path, error) from error
+        what = f"it names {name[1]}" if name else "it is a plain pickle"
+        raise DataError(
+            f"{path} holds more than weights ({what}): loading that could run code, so it is not loaded. "
+            "Where you trust it, load it yourself once and save its state_dict with "
+            "safetensors.torch.save_file; then pass that file."
+        ) from error
+    except Exception as error:
+        # torch.load raises whatever its readers do (RuntimeError, EOFError, IndexError, ...) over damage.
+        if "TorchScript" in str(error):
+            raise DataError(
+                f"{path} is a TorchScript archive, which is a program; it is not loaded. Save its state_dict "
+                "with safetensors.torch.save_file, and pass that file."
+            ) from error
+        raise _unreadable(path, error) from error
+
+
+def _is_plain_pickle(path: Path) -> bool:
+    """Say whether the file starts like a pickle of a protocol that torch.save does not write."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    return len(head) == 2 and head[0] == 0x80 and 2 < head[1] < 16
+
+
+def _unreadable(path: Path, error: BaseException) -> DataError:
+    return DataError(
+        f"{path} cannot be read as weights ({_one_line(error)}). It may have been cut short: compare its "
+        f"size ({path.stat().st_size} bytes) with the original's."
+    )
+
+
+def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    for _ in range(4):
+        if not isinstance(content, Mapping):
+            break
+        if content and all(isinstance(v, Tensor) for v in content.values()):
+            if not all(isinstance(k, str) for k in content):
+                break
+            return dict(content)
+        inner = [k for k in _CONTAINERS if isinstance(content.get(k), Mapping)]
+        if not inner:
+            break
+        content = content[inner[0]]
+    if isinstance(content, Mapping):
+        got = "a dict with the keys " + (", ".join(repr(k) for k in list(content)[:8]) or "(none)")
+    else:
+        got = type(content).__name__
+    raise DataError(
+        f"{path} holds no weights: found {got}. Accepted is a dict of tensors (a state_dict), also one level "
+        f"down under {', '.join(map(repr, _CONTAINERS))}."
+    )
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    changed = True
+    while changed:
+        changed = False
+        for prefix in _WRAPPERS:
+            if all(name.startswith(prefix) for name in state):
+                state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+                changed = True
+    return state
+
+
+def _without_common_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Take off a first name part shared by all (a framework's "model.") if the rest are the model's names."""
+    first = {name.partition(".")[0] for name in state}
+    if len(first) != 1 or any(name in wanted for name in state):
+        return state
+    prefix = first.pop() + "."
+    inner = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return inner if any(name in wanted for name in inner) else state
+
+
+def _listing(head: str, items: list[str], limit: int = 4) -> str:
+    if not items:
+        return ""
+    more = f", and {len(items) - limit} more" if len(items) > limit else ""
+    return f"{head} ({', '.join(items[:limit])}{more})"
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _one_of(suffixes: tuple[str, ...]) -> str:
+    return ", ".join(suffixes[:-1]) + " or " + suffixes[-1]
+
+
+def _one_line(error: BaseException) -> str:
+    # torch's advice on how to load the file all the same stays out.
+    text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
+    return text.partition(" Check the documentation")[0][:160] or type(error).__name__

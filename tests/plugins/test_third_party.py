@@ -1,0 +1,76 @@
+"""A stranger's plugin, installed for real into a fresh environment and used through the command line."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "posthoc-inn-example-plugin"
+
+
+def run(command, **options):
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, **options)
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def posthoc_inn(tmp_path_factory):
+    """Return a function that runs the installed `posthoc-inn` in the fresh environment."""
+    pytest.importorskip("pip", reason="pip installs the plugin; it comes with `python -m venv`")
+    pytest.importorskip("hatchling", reason="hatchling builds the plugin; `make test` installs it")
+    base = tmp_path_factory.mktemp("environment")
+    venv.create(base, with_pip=False, symlinks=os.name != "nt")
+    bin_ = base / ("Scripts" if os.name == "nt" else "bin")
+    site = sysconfig.get_path("purelib", "venv", {"base": str(base), "platbase": str(base)})
+    # torch and the other dependencies are borrowed: a download of gigabytes is not what is tested. Editable
+    # installs there are not borrowed, so that the project itself can only come from this environment.
+    Path(site, "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    run([
+        sys.executable, "-m", "pip", "--python", bin_ / "python", "install", "--no-index", "--no-deps",
+        "--no-build-isolation", "--no-compile", "--ignore-installed", "--disable-pip-version-check", "-q",
+        ROOT, EXAMPLE,
+    ])  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment.update(POSTHOC_INN_PLUGINS="posthoc-inn-example", OMP_NUM_THREADS="1", COLUMNS="200")
+
+    def call(*arguments):
+        return run([bin_ / "posthoc-inn", *arguments], cwd=base, env=environment)
+
+    where = "import posthoc_inn, posthoc_inn_example; print(posthoc_inn.__file__, posthoc_inn_example.__file__)"
+    for file in run([bin_ / "python", "-c", where], cwd=base, env=environment).split():
+        assert Path(file).is_relative_to(base), "the fresh environment must not use the working copy"
+    return call
+
+
+def test_the_plugin_is_listed_with_what_it_registered(posthoc_inn):
+    listed = {p["distribution"]: p for p in json.loads(posthoc_inn("plugins", "--json"))["plugins"]}
+    mine = listed["posthoc-inn-example"]
+    assert (mine["status"], mine["error"], mine["version"]) == ("loaded", "", "0.1.0")
+    assert mine["registered"] == {"backbone": ["stripe-net"], "command": ["stripes"], "dataset": ["stripes"]}
+    assert mine["hooks"] == [
+        "fit_stage_finished", "register_backbones", "register_commands", "register_datasets",
+    ]  # fmt: skip
+    others = {p["status"] for name, p in listed.items() if name not in ("posthoc-inn", "posthoc-inn-example")}
+    assert others <= {"disabled"}
+
+
+def test_its_command_is_in_the_help_and_runs(posthoc_inn, tmp_path):
+    assert "Draw striped pictures." in posthoc_inn("--help")
+    out = tmp_path / "stripes.png"
+    told = json.loads(posthoc_inn("stripes", "--count", "6", "--out", str(out), "--json"))
+    assert sum(told["orientations"].values()) == 6
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_its_networks_layers_are_listed_by_the_built_in_command(posthoc_inn):
+    told = json.loads(posthoc_inn("layers", "--backbone", "stripe-net", "--json"))
+    layers = {layer["name"]: layer for layer in (told["layers"] if isinstance(told, dict) else told)}
+    assert layers["features.3"]["type"] == "ReLU"
+    assert layers["features.3"]["is_cut"] is True
