@@ -1,0 +1,254 @@
+"""What is computed once: images, z = Φ(x), the model's prediction and the encoder's mean and deviation, row by row.
+
+Rows are kept in memory up to a budget, above it in raw files that are mapped, so that memory stays bounded
+whatever the number of images (architecture, section 3).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posthoc_inn.errors import DataError, ShapeError
+
+DEFAULT_BUDGET = 2 * 2**30
+"""Bytes of rows kept in memory before they go to disk."""
+
+_NUMPY = {torch.uint8: np.uint8, torch.int64: np.int64, torch.float32: np.float32, torch.float16: np.float16}
+
+
+class Budget:
+    """Bytes that several columns share before they spill to disk.
+
+    >>> budget = Budget(100)
+    >>> budget.take(60), budget.take(60)
+    (True, False)
+    """
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def take(self, size: int) -> bool:
+        """Reserve `size` bytes; return whether they fit."""
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
+
+
+class Column:
+    """One growing array, rows first, in memory or on disk.
+
+    Args:
+        name: Names the file, when there is one.
+        budget: Memory shared with other columns.
+        directory: Where the file goes when the budget is used up.
+
+    >>> column = Column("z", Budget(2**20), Path("unused"))
+    >>> column.append(torch.zeros(3, 2)); column.append(torch.ones(1, 2))
+    >>> len(column), column.rows(torch.tensor([3, 0]))[:, 0].tolist(), column.is_on_disk
+    (4, [1.0, 0.0], False)
+    """
+
+    def __init__(self, name: str, budget: Budget, directory: Path) -> None:
+        self.name = name
+        self._budget = budget
+        self._path = directory / f"{name}.raw"
+        self._chunks: list[Tensor] = []
+        self._joined: Tensor | None = None
+        self._length = 0
+        self.shape: tuple[int, ...] = ()
+        self.dtype = torch.float32
+        self.is_on_disk = False
+
+    def append(self, rows: Tensor) -> None:
+        """Add rows, shape (B, *shape).
+
+        Raises:
+            ShapeError: Shape or dtype differ from the rows before.
+        """
+        rows = rows.detach().cpu().contiguous()
+        if self._length == 0:
+            self.shape, self.dtype = tuple(rows.shape[1:]), rows.dtype
+        elif tuple(rows.shape[1:]) != self.shape or rows.dtype != self.dtype:
+            raise ShapeError(
+                f"Rows of {self.name!r} have shape {self.shape} and {self.dtype}; got {tuple(rows.shape[1:])} and "
+                f"{rows.dtype}. Every image must give features of one shape: resize the images to one size."
+            )
+        self._joined = None
+        if not self.is_on_disk and not self._budget.take(rows.nbytes):
+            self._spill()
+        if self.is_on_disk:
+            self._write(rows)
+        else:
+            self._chunks.append(rows.clone())
+        self._length += len(rows)
+
+    def _spill(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_bytes(b"")
+        self.is_on_disk = True
+        for chunk in self._chunks:
+            self._budget.left += chunk.nbytes
+            self._write(chunk)
+        self._chunks = []
+
+    def _write(self, rows: Tensor) -> None:
+        with open(self._path, "ab") as f:
+            f.write(rows.numpy().tobytes())
+
+    def tensor(self) -> Tensor:
+        """Return all rows (N, *shape) as one tensor; on disk, a mapping of the file."""
+        if self._joined is None:
+            if self.is_on_disk:
+                # r+: torch wants writable memory; nothing here writes to it.
+                mapped = np.memmap(self._path, _NUMPY[self.dtype], "r+", shape=(self._length, *self.shape))
+                self._joined = torch.from_numpy(mapped)
+            elif self._chunks:
+                self._joined = torch.cat(self._chunks)
+                self._chunks = [self._joined]
+            else:
+                raise DataError(f"The cache of {self.name!r} is empty: the loader gave no images.")
+        return self._joined
+
+    def close(self) -> dict[str, Any]:
+        """Put all rows on disk and return what `reopen` needs."""
+        if not self.is_on_disk:
+            joined = self.tensor()
+            self._chunks = []
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_bytes(b"")
+            self._write(joined)
+        return {
+            "shape": list(self.shape),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "rows": self._length,
+        }
+
+    def reopen(self, description: dict[str, Any]) -> None:
+        """Map the file that `close` left.
+
+        Raises:
+            DataError: The file does not have the size it should have.
+        """
+        self.shape, self._length = tuple(description["shape"]), int(description["rows"])
+        self.dtype = getattr(torch, description["dtype"])
+        wanted = self._length * int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        found = self._path.stat().st_size if self._path.exists() else 0
+        if found != wanted:
+            raise DataError(f"{self._path} has {found} bytes where {wanted} belong: remove {self._path.parent}.")
+        self.is_on_disk = True
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Return the rows at `index` (B,), in its order, as a tensor of its own."""
+        return self.tensor()[index]
+
+    def __len__(self) -> int:
+        return self._length
+
+
+class Cache:
+    """Columns of equal length: "images" (uint8), "z", "prediction", later "mean" and "std".
+
+    Args:
+        directory: Where columns go that do not fit `budget`; a temporary one, removed with the cache, when None.
+        budget: Bytes kept in memory.
+
+    >>> cache = Cache()
+    >>> cache.append(z=torch.zeros(2, 3), mean=torch.ones(2, 4))
+    >>> len(cache), sorted(cache.names())
+    (2, ['mean', 'z'])
+    """
+
+    def __init__(self, directory: Path | None = None, budget: int = DEFAULT_BUDGET) -> None:
+        if directory is None:
+            directory = Path(tempfile.mkdtemp(prefix="posthoc-inn-"))
+            weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
+        self.directory = directory
+        self._budget = Budget(budget)
+        self._columns: dict[str, Column] = {}
+
+    def append(self, **rows: Tensor) -> None:
+        """Add rows to the named columns, the same number to each."""
+        lengths = {k: len(v) for k, v in rows.items()}
+        if len(set(lengths.values())) > 1:
+            raise ShapeError(f"Columns of a cache grow together; got {lengths} rows.")
+        for name, value in rows.items():
+            if name not in self._columns:
+                self._columns[name] = Column(name, self._budget, self.directory)
+            self._columns[name].append(value)
+
+    def save(self, fingerprint: str) -> None:
+        """Leave the cache on disk, complete, so that a resumed run reads it instead of the images."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        index = {
+            "fingerprint": fingerprint,
+            "columns": {name: column.close() for name, column in self._columns.items()},
+        }
+        partial = self.directory / "cache.json.partial"
+        partial.write_text(json.dumps(index))
+        os.replace(partial, self.directory / "cache.json")
+
+    def restore(self, fingerprint: str) -> bool:
+        """Map what `save` left here; return False when there is nothing complete of this fingerprint."""
+        path = self.directory / "cache.json"
+        if not path.exists():
+            return False
+        index = json.loads(path.read_text())
+        if index.get("fingerprint") != fingerprint:
+            return False
+        for name, description in index["columns"].items():
+            self._columns[name] = Column(name, self._budget, self.directory)
+            self._columns[name].reopen(description)
+        return True
+
+    def __getitem__(self, name: str) -> Column:
+        try:
+            return self._columns[name]
+        except KeyError:
+            raise DataError(f"The cache has no {name!r}; it has {', '.join(self.names()) or 'nothing yet'}.") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._columns
+
+    def drop(self, name: str) -> None:
+        """Forget a column."""
+        self._columns.pop(name, None)
+
+    def names(self) -> list[str]:
+        """Return the columns' names."""
+        return list(self._columns)
+
+    def batches(self, size: int, *names: str) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the named columns in order, `size` rows at a time."""
+        for start in range(0, len(self), size):
+            index = torch.arange(start, min(start + size, len(self)))
+            yield tuple(self[name].rows(index) for name in names)
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether any column went to disk."""
+        return any(c.is_on_disk for c in self._columns.values())
+
+    def __len__(self) -> int:
+        return max((len(c) for c in self._columns.values()), default=0)
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Return canonical images (B, C, H, W) in [0, 1] as uint8, the form they are cached in."""
+    return images.clamp(0, 1).mul(255).round_().to(torch.uint8)
+
+
+def unit(images: Tensor) -> Tensor:
+    """Return cached images (B, C, H, W) as float32 in [0, 1]."""
+    return images.float().div_(255)

@@ -1,0 +1,323 @@
+"""The one training loop, on Lightning Fabric: schedule, clipping, early stop, exact resume.
+
+Every step draws its batch and its noise from generators seeded with (seed, step) alone, so a resumed run repeats
+the interrupted one to the bit, and no generator state has to be saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from posthoc_inn.config import TrainConfig
+from posthoc_inn.errors import TrainingError
+from posthoc_inn.training.checkpoint import (
+    load_optimizer,
+    optimizer_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
+from posthoc_inn.training.history import History
+from posthoc_inn.training.schedule import learning_rate
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""Called after each step with (steps done, steps in all, what is worth showing)."""
+
+
+class Task(Protocol):
+    """What the loop trains: a module whose `forward` is the loss, fed by this object."""
+
+    name: str
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+
+    def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return the arguments of `module` for `step`; every random choice comes from `generator`."""
+
+    def held_out(self) -> dict[str, float]:
+        """Return figures on held-out data; "loss" is the one that early stopping looks at."""
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return a seed for one step, far from those of its neighbours (SplitMix64's finaliser)."""
+    x = (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return (x ^ (x >> 31)) & (2**63 - 1)
+
+
+def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return Adam or AdamW; what has fewer than two dimensions (biases, norms, actnorm) is not decayed."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    cls = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return cls(groups, lr=config.lr, betas=config.betas, fused=fused)
+
+
+@contextlib.contextmanager
+def _own_generators(device: torch.device) -> Iterator[None]:
+    """Dropout and the encoder's noise use torch's global generator: lend it, and give it back as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextlib.contextmanager
+def _interrupt_flag() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a flag, so that the step in hand ends and a checkpoint is written."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def on_interrupt(number: int, frame: Any) -> None:
+        if flag.is_set() and callable(previous):
+            previous(number, frame)
+        flag.set()
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class Loop:
+    """Trains one task; see `train`."""
+
+    def __init__(self, task: Task, config: TrainConfig, fabric: Fabric, checkpoint: Path | None) -> None:
+        self.task, self.config, self.fabric, self.checkpoint = task, config, fabric, checkpoint
+        self.history = History()
+        self.step = 0
+        optimizer = make_optimizer(task.module, config)
+        self.raw_optimizer = optimizer
+        self.module, self.optimizer = fabric.setup(task.module, optimizer)
+        self.best: dict[str, Tensor] = {}
+        self.average = copy.deepcopy(task.module.state_dict()) if config.ema else {}
+        self.recent: list[float] = []
+        self.nonfinite_in_a_row = 0
+
+    def run(self, progress: Progress | None) -> History:
+        """Train until the steps are done, patience runs out, or Ctrl-C."""
+        started = time.perf_counter() - self.history.seconds
+        with _own_generators(self.fabric.device), _interrupt_flag() as interrupted:
+            while self.step < self.config.steps and not self.history.stopped:
+                norm = self._one_step()
+                self.step += 1
+                self.history.seconds = time.perf_counter() - started
+                is_last = self.step == self.config.steps
+                if is_last or (self.config.eval_every and self.step % self.config.eval_every == 0):
+                    self._look(norm)
+                    if self.config.patience and self.history.looks_since_best >= self.config.patience:
+                        self.history.stopped = "early"
+                if is_last and not self.history.stopped:
+                    self.history.stopped = "finished"
+                if self.history.stopped or self.step % self.config.checkpoint_every == 0:
+                    self.save()
+                if progress is not None:
+                    shown = {"loss": self.recent[-1] if self.recent else math.nan}
+                    if self.history.rows:
+                        shown["held_out"] = self.history.rows[-1]["held_out"]
+                    progress(self.step, self.config.steps, shown)
+                if interrupted.is_set():
+                    self.save()
+                    raise KeyboardInterrupt
+        self._keep_best()
+        return self.history
+
+    def _one_step(self) -> float:
+        """Take one optimizer step, or skip it when something is not finite; return the gradient's norm."""
+        config = self.config
+        seed = step_seed(config.seed, self.step)
+        torch.manual_seed(seed)
+        lr = learning_rate(config, self.step)
+        for group in self.raw_optimizer.param_groups:
+            group["lr"] = lr
+        self.module.train()
+        batch = self.task.batch(self.step, torch.Generator().manual_seed(seed ^ 0x5DEECE66D))
+        loss = self.module(*(b.to(self.fabric.device, non_blocking=True) for b in batch))
+        self.optimizer.zero_grad(set_to_none=True)
+        norm = math.nan
+        if torch.isfinite(loss):
+            self.fabric.backward(loss)
+            bound = config.clip or math.inf
+            norm = float(
+                torch.nn.utils.clip_grad_norm_([p for p in self.task.module.parameters() if p.grad is not None], bound)
+            )
+        if not math.isfinite(norm):
+            self.history.skipped += 1
+            self.nonfinite_in_a_row += 1
+            if self.nonfinite_in_a_row > config.max_nonfinite:
+                raise TrainingError(self._divergence_report(float(loss.detach()), lr))
+            return norm
+        self.nonfinite_in_a_row = 0
+        self.optimizer.step()
+        if self.average:
+            _update_average(self.average, self.task.module.state_dict(), config.ema, self.step)
+        self.recent.append(float(loss.detach()))
+        return norm
+
+    def _look(self, norm: float) -> None:
+        """Measure on held-out data, with the averaged weights when they are kept."""
+        kept = self.average or self.task.module.state_dict()
+        with _swapped(self.task.module, self.average):
+            self.task.module.eval()
+            torch.manual_seed(step_seed(self.config.seed, -2))
+            with torch.no_grad():
+                figures = dict(self.task.held_out())
+        train = sum(self.recent) / len(self.recent) if self.recent else math.nan
+        self.recent = self.recent[-1:] if self.step < self.config.steps else self.recent
+        loss = figures.pop("loss")
+        is_best = self.history.add(
+            step=self.step,
+            train=train,
+            held_out=loss,
+            lr=learning_rate(self.config, self.step - 1),
+            gradient_norm=norm,
+            **figures,
+        )
+        self.recent = []
+        if is_best:
+            self.best = {k: v.detach().clone() for k, v in kept.items()}
+
+    def _keep_best(self) -> None:
+        if self.best:
+            self.task.module.load_state_dict(self.best)
+        self.task.module.eval()
+
+    def _divergence_report(self, loss: float, lr: float) -> str:
+        last = self.history.rows[-1] if self.history.rows else None
+        seen = f"last held-out loss {last['held_out']:.4g} at step {last['step']:.0f}" if last else "no look yet"
+        kept = f" The checkpoint {self.checkpoint} is from before." if self.checkpoint else ""
+        return (
+            f"Training of the {self.task.name} diverged at step {self.step}: {self.nonfinite_in_a_row} steps in a row "
+            f"had a loss or gradient that is not finite (loss {loss}, learning rate {lr:.2g}, {seen}). Lower the "
+            f"learning rate, look at the data for outliers, or use precision 32.{kept}"
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint, when the run has a place for one."""
+        if self.checkpoint is None or not self.fabric.is_global_zero:
+            return
+        tensors = {f"module.{k}": v for k, v in self.task.module.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        tensors |= optimizer_tensors(self.raw_optimizer)
+        write_checkpoint(
+            self.checkpoint,
+            tensors,
+            {
+                "task": self.task.name,
+                "step": self.step,
+                "config": self.config.to_dict(),
+                "history": self.history.to_dict(),
+                "recent": self.recent,
+                "nonfinite_in_a_row": self.nonfinite_in_a_row,
+            },
+        )
+
+    def restore(self) -> None:
+        """Go on from the checkpoint.
+
+        Raises:
+            TrainingError: It belongs to another task, configuration or network.
+        """
+        path = self.checkpoint
+        if path is None:
+            raise TrainingError("Nothing to resume: this run has no place for checkpoints.")
+        tensors, state = read_checkpoint(path)
+        if state["task"] != self.task.name or state["config"] != self.config.to_dict():
+            changed = sorted(k for k in self.config.to_dict() if state["config"].get(k) != self.config.to_dict()[k])
+            raise TrainingError(
+                f"{path} belongs to another run (task {state['task']!r}; settings that differ: "
+                f"{', '.join(changed) or 'none'}). Resume with the same options, or start anew without resuming."
+            )
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        try:
+            self.task.module.load_state_dict(part("module."))
+        except RuntimeError as error:
+            raise TrainingError(f"{path} belongs to another network: {error}") from None
+        self.best, self.average = part("best."), part("average.")
+        load_optimizer(self.raw_optimizer, tensors)
+        self.step = state["step"]
+        self.history = History.from_dict(state["history"])
+        self.recent = state["recent"]
+        self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
+
+
+def _update_average(average: dict[str, Tensor], current: dict[str, Tensor], decay: float, step: int) -> None:
+    decay = min(decay, (1 + step) / (10 + step))
+    for key, value in current.items():
+        if value.is_floating_point():
+            average[key].lerp_(value.to(average[key].dtype), 1 - decay)
+        else:
+            average[key].copy_(value)
+
+
+@contextlib.contextmanager
+def _swapped(module: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
+    """Run with other weights, and put the module's own back."""
+    if not state:
+        yield
+        return
+    own = {k: v.detach().clone() for k, v in module.state_dict().items()}
+    module.load_state_dict(state)
+    try:
+        yield
+    finally:
+        module.load_state_dict(own)
+
+
+def train(
+    task: Task,
+    config: TrainConfig,
+    *,
+    fabric: Fabric | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> History:
+    """Train `task.module` in place and leave the best held-out weights in it, in eval mode.
+
+    Args:
+        task: What to train, with its data.
+        config: Steps, batch size, optimizer, schedule, patience.
+        fabric: Where to run; the CPU in full precision when not given.
+        checkpoint: File to write checkpoints to; none are written when it is not given.
+        resume: Go on from `checkpoint` when that file exists; a finished run is only loaded.
+        progress: Called after each step.
+
+    Returns:
+        The run's history.
+
+    Raises:
+        TrainingError: More than `config.max_nonfinite` steps in a row were not finite, or the checkpoint does
+            not belong to this run.
+        KeyboardInterrupt: After Ctrl-C, once a checkpoint has been written.
+    """
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    loop = Loop(task, config, fabric, Path(checkpoint) if checkpoint is not None else None)
+    if resume and loop.checkpoint is not None and loop.checkpoint.exists():
+        loop.restore()
+    return loop.run(progress)

@@ -1,0 +1,53 @@
+"""Which precision the matrix products run in: measured once, on this machine."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Literal
+
+import torch
+
+from posthoc_inn.config import Precision
+
+MIN_GAIN = 1.3
+"""bf16 has to be this much faster than fp32 before it is chosen on a CPU."""
+
+
+@functools.cache
+def bf16_gain() -> float:
+    """Return how many times faster bf16 matrix products are than fp32 ones on this CPU.
+
+    Machines without native bf16 arithmetic emulate it, slowly: only a measurement tells.
+    """
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+        best = float("inf")
+        for _ in range(6):
+            started = time.perf_counter()
+            for _ in range(4):
+                torch.mm(a, b)
+            best = min(best, time.perf_counter() - started)
+        return best
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)
+
+
+def choose_precision(precision: Precision, device: torch.device) -> Literal["32", "bf16"]:
+    """Return "bf16" where it is asked for, or where "auto" finds it faster; else "32"."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "32"
+    return "bf16" if device.type == "cpu" and bf16_gain() >= MIN_GAIN else "32"
+
+
+def choose_device(device: str, *, like: torch.nn.Module | None = None) -> torch.device:
+    """Return the device called `device`; "auto" is where the model is, or a GPU when it has no parameters there."""
+    if device != "auto":
+        return torch.device(device)
+    parameter = next(iter(like.parameters()), None) if like is not None else None
+    if parameter is not None:
+        return parameter.device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

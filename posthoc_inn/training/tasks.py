@@ -1,0 +1,160 @@
+"""What the loop trains: the autoencoder (MSC A.1) and t (MSC eq. 5), both from cached rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_inn.autoencoders import TrainableAutoencoder
+from posthoc_inn.cache import Cache, unit
+from posthoc_inn.errors import DataError
+from posthoc_inn.flows import ConditionalFlow
+from posthoc_inn.objectives import flow_nll
+
+
+class Shuffle:
+    """Rows of each step: one random order an epoch, a function of (seed, step) alone.
+
+    >>> order = Shuffle(rows=5, batch_size=2, seed=0)
+    >>> sorted(torch.cat([order.index(k) for k in range(5)]).tolist())
+    [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+        if rows < 2:
+            raise DataError(f"Training needs at least 2 images, got {rows}.")
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self._orders: dict[int, Tensor] = {}
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1}
+            self._orders[epoch] = torch.randperm(self.rows, generator=generator)
+        return self._orders[epoch]
+
+    def index(self, step: int) -> Tensor:
+        """Return the row numbers (batch_size,) of `step`; a batch may run over into the next epoch."""
+        start, wanted = step * self.batch_size, self.batch_size
+        parts = []
+        while wanted:
+            epoch, offset = divmod(start, self.rows)
+            part = self._order(epoch)[offset : offset + wanted]
+            parts.append(part)
+            start, wanted = start + len(part), wanted - len(part)
+        return torch.cat(parts)
+
+
+class AutoencoderLoss(nn.Module):
+    """The autoencoder's training loss as a module, so that Fabric can wrap it."""
+
+    def __init__(self, autoencoder: TrainableAutoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Return the loss, a scalar in nats per value, for cached images (B, C, H, W) uint8 and noise (B, D)."""
+        return self.autoencoder.loss(unit(images), noise)
+
+
+class AutoencoderTask:
+    """Trains E and D on the cached images."""
+
+    name = "autoencoder"
+
+    def __init__(
+        self, autoencoder: TrainableAutoencoder, train: Cache, held_out: Cache, *, batch_size: int, seed: int
+    ) -> None:
+        self.autoencoder = autoencoder
+        self.module = AutoencoderLoss(autoencoder)
+        self._train, self._held_out = train, held_out
+        self._shuffle = Shuffle(len(train), batch_size, seed)
+
+    def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return cached images (B, C, H, W) uint8 and noise (B, D)."""
+        index = self._shuffle.index(step)
+        noise = torch.randn(len(index), self.autoencoder.latent_dim, generator=generator)
+        return self._train["images"].rows(index), noise
+
+    def held_out(self) -> dict[str, float]:
+        """Return the loss, and the squared reconstruction error of images in [-1, 1], on held-out images."""
+        device = next(self.autoencoder.parameters()).device
+        generator = torch.Generator().manual_seed(0)
+        total, error, count = 0.0, 0.0, 0
+        for (images,) in self._held_out.batches(500, "images"):
+            if count >= 5000:
+                break
+            noise = torch.randn(len(images), self.autoencoder.latent_dim, generator=generator).to(device)
+            figures = self.autoencoder.loss_figures(unit(images.to(device)), noise)
+            total += float(figures["loss"]) * len(images)
+            error += float(figures["error"]) * len(images)
+            count += len(images)
+        return {"loss": total / count, "error": error / count}
+
+
+class FlowLoss(nn.Module):
+    """MSC eq. 5 with its constants, averaged over the batch, as a module."""
+
+    def __init__(self, flow: ConditionalFlow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, z: Tensor, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
+        """Return the mean negative log-likelihood, a scalar in nats.
+
+        z (B, *z_shape); mean, std, noise (B, D): z_bar is drawn afresh as mean + std * noise.
+        """
+        v, log_det = self.flow(mean + std * noise, self.flow.context(z))
+        return flow_nll(v, log_det).mean()
+
+
+class FlowTask:
+    """Trains t on cached (z, mean, std)."""
+
+    name = "t"
+
+    def __init__(
+        self,
+        flow: ConditionalFlow,
+        train: Cache,
+        held_out: Cache,
+        *,
+        batch_size: int,
+        seed: int,
+        looks: int = 4096,
+    ) -> None:
+        self.module = FlowLoss(flow)
+        self._train, self._held_out, self._looks = train, held_out, looks
+        self._shuffle = Shuffle(len(train), batch_size, seed)
+
+    def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return z (B, *z_shape), mean, std and noise (B, D)."""
+        index = self._shuffle.index(step)
+        mean = self._train["mean"].rows(index)
+        return (
+            self._train["z"].rows(index).float(),
+            mean,
+            self._train["std"].rows(index),
+            torch.randn(mean.shape, generator=generator),
+        )
+
+    def held_out(self) -> dict[str, float]:
+        """Return the held-out negative log-likelihood in nats."""
+        return {"loss": flow_likelihood(self.module.flow, self._held_out, limit=self._looks)}
+
+
+@torch.no_grad()
+def flow_likelihood(flow: ConditionalFlow, cache: Cache, *, limit: int | None = None, seed: int = 0) -> float:
+    """Return the mean negative log-likelihood of z_bar given z over cached rows, in nats with all constants."""
+    device = next(flow.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    total, count = 0.0, 0
+    module = FlowLoss(flow)
+    for z, mean, std in cache.batches(512, "z", "mean", "std"):
+        if limit is not None and count >= limit:
+            break
+        noise = torch.randn(mean.shape, generator=generator)
+        nll = module(*(part.to(device) for part in (z.float(), mean, std, noise)))
+        total += float(nll) * len(z)
+        count += len(z)
+    return total / count

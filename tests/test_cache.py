@@ -1,0 +1,94 @@
+"""Columns in memory and on disk behave alike, stay within the budget, and survive a kill."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from posthoc_inn.cache import Cache, pixels, unit
+from posthoc_inn.errors import DataError, ShapeError
+
+
+def filled(cache, rows=100, step=7):
+    g = torch.Generator().manual_seed(0)
+    z, label = torch.randn(rows, 3, 2, generator=g), torch.randint(9, (rows,), generator=g)
+    for a, b in zip(z.split(step), label.split(step), strict=True):
+        cache.append(z=a, prediction=b)
+    return z, label
+
+
+@pytest.mark.parametrize("budget", [0, 500, 10**9])
+def test_rows_come_back_wherever_they_are_kept(tmp_path, budget):
+    cache = Cache(tmp_path, budget)
+    z, label = filled(cache)
+    assert cache.is_on_disk == (budget < 10**9)
+    assert torch.equal(cache["z"].tensor(), z)
+    pick = torch.tensor([99, 0, 5, 5])
+    assert torch.equal(cache["prediction"].rows(pick), label[pick])
+    assert torch.equal(torch.cat([b[0] for b in cache.batches(9, "z")]), z)
+
+
+def test_memory_never_exceeds_the_budget(tmp_path):
+    cache = Cache(tmp_path, 1000)
+    filled(cache, rows=500)
+    held = sum(c.nbytes for name in cache.names() for c in cache[name]._chunks)
+    assert held <= 1000
+
+
+def test_rows_may_be_appended_after_reading(tmp_path):
+    for budget in (0, 10**9):
+        cache = Cache(tmp_path / str(budget), budget)
+        z, _ = filled(cache)
+        assert len(cache["z"].tensor()) == 100
+        cache.append(z=z[:3])
+        assert torch.equal(cache["z"].tensor(), torch.cat([z, z[:3]]))
+
+
+@pytest.mark.parametrize("budget", [0, 10**9])
+def test_a_saved_cache_is_found_again_under_its_fingerprint_only(tmp_path, budget):
+    cache = Cache(tmp_path, budget)
+    z, label = filled(cache)
+    cache.save("a")
+    again = Cache(tmp_path, budget)
+    assert not again.restore("b")
+    assert again.restore("a")
+    assert torch.equal(again["z"].tensor(), z)
+    assert torch.equal(again["prediction"].tensor(), label)
+
+
+def test_an_unfinished_cache_is_not_taken_for_a_whole_one(tmp_path):
+    filled(Cache(tmp_path, 0))
+    assert not Cache(tmp_path, 0).restore("a")
+
+
+def test_a_truncated_file_is_noticed(tmp_path):
+    cache = Cache(tmp_path, 0)
+    filled(cache)
+    cache.save("a")
+    (tmp_path / "z.raw").write_bytes((tmp_path / "z.raw").read_bytes()[:-4])
+    with pytest.raises(DataError, match="has 2396 bytes where 2400 belong"):
+        Cache(tmp_path, 0).restore("a")
+
+
+def test_rows_of_another_shape_are_refused_with_advice():
+    cache = Cache()
+    cache.append(z=torch.zeros(2, 3))
+    with pytest.raises(ShapeError, match=r"shape \(3,\).*resize the images"):
+        cache.append(z=torch.zeros(2, 4))
+
+
+def test_columns_grow_together():
+    with pytest.raises(ShapeError, match="grow together"):
+        Cache().append(a=torch.zeros(2), b=torch.zeros(3))
+
+
+def test_a_missing_column_names_those_there_are():
+    cache = Cache()
+    cache.append(z=torch.zeros(2))
+    with pytest.raises(DataError, match="no 'mean'; it has z"):
+        cache["mean"]
+
+
+def test_pictures_lose_less_than_half_a_level():
+    images = torch.rand(4, 3, 8, 8)
+    assert (unit(pixels(images)) - images).abs().max() <= 0.5 / 255 + 1e-6
