@@ -96,7 +96,8 @@ class Config:
         fields = {f.name: f for f in dataclasses.fields(cls)}
         problems = Problems(cls.__name__)
         for key in data:
-            problems.check(key in fields, f"unknown key {key!r}. {suggest(str(key), fields)}")
+            if key not in fields:
+                problems.check(False, f"unknown key {key!r}. {suggest(str(key), fields)}")
         for f in fields.values():
             has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
             problems.check(f.name in data or has_default, f"missing key {f.name!r}")

@@ -79,6 +79,13 @@ def _own_generators(device: torch.device) -> Iterator[None]:
         yield
 
 
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the generators lent by `_own_generators`, and no other GPU's (as `torch.manual_seed` would)."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+
+
 @contextlib.contextmanager
 def _interrupt_flag() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into a flag, so that the step in hand ends and a checkpoint is written."""
@@ -113,6 +120,7 @@ class Loop:
         self.best: dict[str, Tensor] = {}
         self.average = copy.deepcopy(task.module.state_dict()) if config.ema else {}
         self.recent: list[float] = []
+        self.last_loss = math.nan
         self.nonfinite_in_a_row = 0
 
     def run(self, progress: Progress | None) -> History:
@@ -133,7 +141,7 @@ class Loop:
                 if self.history.stopped or self.step % self.config.checkpoint_every == 0:
                     self.save()
                 if progress is not None:
-                    shown = {"loss": self.recent[-1] if self.recent else math.nan}
+                    shown = {"loss": self.last_loss}
                     if self.history.rows:
                         shown["held_out"] = self.history.rows[-1]["held_out"]
                     progress(self.step, self.config.steps, shown)
@@ -147,7 +155,7 @@ class Loop:
         """Take one optimizer step, or skip it when something is not finite; return the gradient's norm."""
         config = self.config
         seed = step_seed(config.seed, self.step)
-        torch.manual_seed(seed)
+        _seed(seed, self.fabric.device)
         lr = learning_rate(config, self.step)
         for group in self.raw_optimizer.param_groups:
             group["lr"] = lr
@@ -172,7 +180,8 @@ class Loop:
         self.optimizer.step()
         if self.average:
             _update_average(self.average, self.task.module.state_dict(), config.ema, self.step)
-        self.recent.append(float(loss.detach()))
+        self.last_loss = float(loss.detach())
+        self.recent.append(self.last_loss)
         return norm
 
     def _look(self, norm: float) -> None:
@@ -180,11 +189,10 @@ class Loop:
         kept = self.average or self.task.module.state_dict()
         with _swapped(self.task.module, self.average):
             self.task.module.eval()
-            torch.manual_seed(step_seed(self.config.seed, -2))
+            _seed(step_seed(self.config.seed, -2), self.fabric.device)
             with torch.no_grad():
                 figures = dict(self.task.held_out())
         train = sum(self.recent) / len(self.recent) if self.recent else math.nan
-        self.recent = self.recent[-1:] if self.step < self.config.steps else self.recent
         loss = figures.pop("loss")
         is_best = self.history.add(
             step=self.step,

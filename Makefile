@@ -1,0 +1,48 @@
+# Everything a fresh machine with Python 3.11+ and make needs. `make demo` and `make test` set up .venv if it is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
+
+.PHONY: demo test test-slow lint types format wheel pictures clean
+
+$(VENV)/.installed: $(PROJECTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "posthoc_inn needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]" -e plugins/torchvision -e plugins/timm
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/posthoc-inn fit
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Builds the core and its plugins as wheels, installs them into an environment of their own, and uses them.
+wheel: $(VENV)/.installed
+	rm -rf dist build/fresh
+	for project in . plugins/torchvision plugins/timm; do $(BIN)/python -m build --wheel --outdir dist $$project || exit 1; done
+	$(PYTHON) -m venv build/fresh
+	build/fresh/bin/pip install --quiet --disable-pip-version-check dist/*.whl
+	cd build && fresh/bin/python -W error -c "import posthoc_inn; print(posthoc_inn.__version__, posthoc_inn.Interpreter)"
+	cd build && fresh/bin/posthoc-inn plugins
+	rm -rf build/fresh
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,19 @@
+"""Questions asked of fitted parts; each returns a result with plain data."""
+
+from posthoc_inn.analysis.faithfulness import Faithfulness, faithfulness
+from posthoc_inn.analysis.invariance import ExplainedByInvariances, explained_by_invariances, explained_share
+from posthoc_inn.analysis.likelihood import Likelihood, likelihood
+from posthoc_inn.analysis.measure import AutoencoderQuality, autoencoder_quality, measure
+
+__all__ = [
+    "AutoencoderQuality",
+    "ExplainedByInvariances",
+    "Faithfulness",
+    "Likelihood",
+    "autoencoder_quality",
+    "explained_by_invariances",
+    "explained_share",
+    "faithfulness",
+    "likelihood",
+    "measure",
+]

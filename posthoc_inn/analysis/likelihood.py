@@ -1,0 +1,107 @@
+"""True likelihood of t: nats with all constants, what bounds them, and whether v came out as N(0, 1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from posthoc_inn.analysis.results import Result
+from posthoc_inn.cache import Cache
+from posthoc_inn.objectives import encoder_noise_entropy, standard_normal_nll
+from posthoc_inn.pipeline import Pipeline
+from posthoc_inn.training import History, Verdict
+
+
+@dataclass(frozen=True)
+class Likelihood(Result):
+    """Negative log-likelihood of z_bar given z, in nats per image with all constants.
+
+    Attributes:
+        held_out: On held-out images.
+        held_out_error: Its standard error.
+        held_out_per_dim: Divided by D.
+        train: On as many training images.
+        standard_normal: Of the same latents under N(0, 1): what a t that does nothing would give.
+        noise_floor: Entropy of the encoder's own noise, which no t can go below.
+        v_mean: Mean of v over all dimensions; 0 for a perfect t.
+        v_std: Standard deviation of v; 1 for a perfect t.
+        round_trip: Largest |t⁻¹(t(z_bar)) - z_bar| seen.
+        verdict: Converged, still improving, overfitting or diverged.
+        advice: What to do about it, in a sentence.
+    """
+
+    held_out: float
+    held_out_error: float
+    held_out_per_dim: float
+    train: float
+    standard_normal: float
+    noise_floor: float
+    v_mean: float
+    v_std: float
+    round_trip: float
+    verdict: Verdict
+    advice: str
+
+
+ADVICE: dict[Verdict, str] = {
+    "converged": "More steps would not gain; a wider preset might.",
+    "still improving": "The likelihood was still rising at the end: train longer (--steps).",
+    "overfitting": "Held-out likelihood fell while training likelihood rose; the best weights were kept. "
+    "More images or more random draws of each help most.",
+    "diverged": "Do not trust the samples: lower the learning rate or look at the data for outliers.",
+}
+
+GAP = 1.0
+"""Nats between training and held-out likelihood that count as overfitting."""
+
+
+def _drawn(cache: Cache, limit: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return z, z_bar drawn from the encoder, and its deviation, for the first `limit` rows."""
+    index = torch.arange(min(limit, len(cache)))
+    mean, std = cache["mean"].rows(index), cache["std"].rows(index)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
+    return cache["z"].rows(index), mean + std * noise, std
+
+
+@torch.no_grad()
+def likelihood(
+    pipeline: Pipeline, train: Cache, held_out: Cache, history: History, *, limit: int = 10_000, seed: int = 0
+) -> Likelihood:
+    """Measure t's likelihood on cached latents.
+
+    Args:
+        pipeline: The fitted parts.
+        train: Cache of training images, with z, mean and std.
+        held_out: The same for held-out images.
+        history: Of t's training, for the verdict.
+        limit: Images of each used at the most.
+        seed: Seed of the encoder's noise.
+    """
+    z, z_bar, std = _drawn(held_out, limit, seed)
+    context = pipeline.context(z)
+    v, nll = pipeline.invariances(z_bar, context)
+    back = torch.cat(
+        [pipeline.flow.inverse(a, c).cpu() for a, c in zip(v[:2048].split(512), context[:2048].split(512), strict=True)]
+    )
+    train_z, train_z_bar, _ = _drawn(train, limit, seed + 1)
+    _, train_nll = pipeline.invariances(train_z_bar, pipeline.context(train_z))
+    nll, train_mean = nll.double().cpu(), float(train_nll.double().mean())
+    verdict = history.verdict(tolerance=0.25)
+    if verdict == "converged" and float(nll.mean()) - train_mean > GAP:
+        verdict = "overfitting"
+    return Likelihood(
+        held_out=float(nll.mean()),
+        held_out_error=float(nll.std() / math.sqrt(len(nll))),
+        held_out_per_dim=float(nll.mean()) / pipeline.latent_dim,
+        train=train_mean,
+        standard_normal=float(standard_normal_nll(z_bar).double().mean()),
+        noise_floor=float(encoder_noise_entropy(std).double().mean()),
+        v_mean=float(v.mean()),
+        v_std=float(v.std()),
+        round_trip=float((back - z_bar[:2048]).abs().max()),
+        verdict=verdict,
+        advice=ADVICE[verdict],
+    )

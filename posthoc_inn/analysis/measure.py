@@ -1,0 +1,101 @@
+"""All that is measured at the end of a fit, as plain data: what `metrics.json` holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from posthoc_inn.analysis.faithfulness import Faithfulness, compare_with_model, faithfulness
+from posthoc_inn.analysis.invariance import explained_by_invariances
+from posthoc_inn.analysis.likelihood import likelihood
+from posthoc_inn.analysis.results import Result
+from posthoc_inn.cache import Cache, unit
+from posthoc_inn.objectives import kl_to_standard_normal
+from posthoc_inn.pipeline import Pipeline
+from posthoc_inn.training import History
+
+IMAGES = 1000
+"""Held-out images that pictures are made for."""
+
+
+@dataclass(frozen=True)
+class AutoencoderQuality(Result):
+    """What the autoencoder loses, which bounds everything after it.
+
+    Attributes:
+        error: Mean squared error of held-out reconstructions, images in [-1, 1], at draws of the encoder.
+        kl: KL of the encoder to N(0, 1), in nats per image.
+        agreement: Share of reconstructions for which the model predicts what it predicts for the image.
+        agreement_error: Its standard error.
+        similarity: Cosine similarity of Φ(reconstruction) to z.
+        images: Held-out images used for agreement and similarity.
+    """
+
+    error: float
+    kl: float
+    agreement: float
+    agreement_error: float
+    similarity: float
+    images: int
+
+
+@torch.no_grad()
+def autoencoder_quality(pipeline: Pipeline, held_out: Cache, *, limit: int = 5000, seed: int = 0) -> AutoencoderQuality:
+    """Measure reconstructions of cached held-out images.
+
+    Args:
+        pipeline: The fitted parts.
+        held_out: Cache with images, z, mean, std, and prediction when the model is a classifier.
+        limit: Images used at the most.
+        seed: Seed of the encoder's noise.
+    """
+    index = torch.arange(min(limit, len(held_out)))
+    images = unit(held_out["images"].rows(index))
+    mean, std = held_out["mean"].rows(index), held_out["std"].rows(index)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
+    decoded = pipeline.decode(mean + std * noise).cpu()
+    asked: Faithfulness = compare_with_model(
+        pipeline, decoded, held_out["z"].rows(index), predictions(held_out, len(index)), 1
+    )
+    return AutoencoderQuality(
+        error=float((2 * (decoded - images)).square().mean()),
+        kl=float(kl_to_standard_normal(mean, std).mean()),
+        agreement=asked.agreement,
+        agreement_error=asked.agreement_error,
+        similarity=asked.similarity,
+        images=len(index),
+    )
+
+
+def predictions(cache: Cache, rows: int) -> torch.Tensor | None:
+    """Return the model's classes for the first cached images (rows,), or None when it is no classifier."""
+    return cache["prediction"].rows(torch.arange(rows)) if "prediction" in cache else None
+
+
+def measure(
+    pipeline: Pipeline,
+    train: Cache,
+    held_out: Cache,
+    history: History,
+    autoencoder_history: History | None,
+    *,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return every figure of a finished fit, as plain data."""
+    rows = min(IMAGES, len(held_out))
+    z = held_out["z"].rows(torch.arange(rows))
+    return {
+        "images": {"train": len(train), "held_out": len(held_out)},
+        "autoencoder": autoencoder_quality(pipeline, held_out, seed=seed).to_dict(),
+        "likelihood": likelihood(pipeline, train, held_out, history, seed=seed).to_dict(),
+        "faithfulness": faithfulness(pipeline, z, predictions(held_out, rows), seed=seed).to_dict(),
+        "explained_by_invariances": explained_by_invariances(
+            pipeline, held_out["z"].rows(torch.arange(min(500, len(held_out)))), seed=seed
+        ).to_dict(),
+        "training": {
+            "t": history.to_dict(),
+            "autoencoder": autoencoder_history.to_dict() if autoencoder_history is not None else None,
+        },
+    }

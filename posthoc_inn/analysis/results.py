@@ -1,0 +1,51 @@
+"""What every analysis returns: a frozen dataclass with plain data and a small table for notebooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """Base of all results."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data; a figure that is not finite becomes None, which JSON can hold."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Result):
+                return value.to_dict()
+            if isinstance(value, (tuple, list)):
+                return [plain(v) for v in value]
+            if isinstance(value, float) and not math.isfinite(value):
+                return None
+            return value
+
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    def _repr_html_(self) -> str:
+        def cell(value: Any) -> str:
+            return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{cell(value)}</td></tr>"
+            for name, value in self.to_dict().items()
+        )
+        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
+
+
+def share_with_error(hits: list[float]) -> tuple[float, float]:
+    """Return the mean of per-image shares, and its standard error over images.
+
+    >>> share_with_error([1.0, 1.0, 0.0, 1.0])
+    (0.75, 0.25)
+    """
+    n = len(hits)
+    mean = sum(hits) / n
+    if n < 2:
+        return mean, math.nan
+    return mean, math.sqrt(sum((h - mean) ** 2 for h in hits) / (n - 1) / n)

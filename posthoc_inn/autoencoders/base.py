@@ -1,0 +1,49 @@
+"""What an autoencoder has to offer; a plugin's own module needs the same names, not this base class."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from posthoc_inn.config import AutoencoderConfig
+
+
+class Autoencoder(nn.Module):
+    """A stochastic encoder E and a decoder D (MSC A.1).
+
+    Attributes:
+        config: Image size, channels and latent width.
+
+    >>> Autoencoder.latent_dim.__doc__
+    'D, the width of z_bar.'
+    """
+
+    config: AutoencoderConfig
+
+    @property
+    def latent_dim(self) -> int:
+        """D, the width of z_bar."""
+        return self.config.latent_dim
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of z_bar, each (B, D), for images (B, C, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    def decode(self, z_bar: Tensor) -> Tensor:
+        """Return images (B, C, H, W) in [0, 1] for latents (B, D)."""
+        raise NotImplementedError
+
+
+class TrainableAutoencoder(Autoencoder):
+    """One that the framework trains.
+
+    >>> issubclass(TrainableAutoencoder, Autoencoder)
+    True
+    """
+
+    def loss_figures(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Return at least "loss" and "error", scalars, for images (B, C, H, W) in [0, 1] and noise (B, D)."""
+        raise NotImplementedError
+
+    def loss(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Return the training loss, a scalar."""
+        return self.loss_figures(images, noise)["loss"]

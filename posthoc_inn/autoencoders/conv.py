@@ -1,0 +1,143 @@
+"""The built-in convolutional Gaussian autoencoder: MSC tab. S1 for 28 and 32 pixels, and its family for more."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from posthoc_inn.autoencoders.base import TrainableAutoencoder
+from posthoc_inn.config import AutoencoderConfig
+from posthoc_inn.errors import ConfigError, ShapeError
+from posthoc_inn.objectives import kl_to_standard_normal
+
+SIZES = (28, 32, 64, 128)
+"""Image sides, in pixels, that the built-in autoencoder is made for."""
+
+MIN_LOG_VAR, MAX_LOG_VAR = -14.0, 4.0
+"""Bounds of the encoder's log-variance: a density that is never degenerate, and no overflow."""
+
+_SPREAD_FLOOR = 0.05
+"""Added to a channel's standard deviation (of values in [-1, 1]) before dividing by it: flat channels stay quiet."""
+
+
+class ConvAutoencoder(TrainableAutoencoder):
+    """Gaussian encoder E and decoder D with a learned output variance γ (MSC A.1, tab. S1).
+
+    Two kinds share the table's convolutions. "msc" is the table: batch norm, leaky ReLU, tanh. "conv", the default,
+    leaves batch norm out and codes each channel's mean and deviation apart from its standardised content: colour and
+    contrast multiply shape, which convolutions alone are slow to learn (benchmarks/README.md has the figures).
+
+    Args:
+        config: Image size, channels, latent width, kind "conv" or "msc".
+
+    Raises:
+        ConfigError: The size is none of 28, 32, 64 and 128 pixels.
+
+    >>> autoencoder = ConvAutoencoder(AutoencoderConfig(size=28, latent_dim=8, width=8))
+    >>> mean, std = autoencoder.encode(torch.rand(2, 3, 28, 28))
+    >>> mean.shape, bool((std > 0).all()), autoencoder.decode(mean).shape
+    (torch.Size([2, 8]), True, torch.Size([2, 3, 28, 28]))
+    """
+
+    log_gamma: Tensor
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        if config.size not in SIZES:
+            raise ConfigError(
+                f"The built-in autoencoder takes images of {', '.join(map(str, SIZES))} pixels, got {config.size}."
+            )
+        self.config = config
+        self._is_table = config.kind == "msc"
+        halvings = round(math.log2(config.size / (7 if config.size == 28 else 8)))
+        widths = [min(config.width * 2**k, 512) for k in range(halvings)]
+        side = config.size // 2**halvings
+        flat = widths[-1] * side * side
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)  # manual_seed would reseed every GPU too
+            down: list[nn.Module] = []
+            for before, after in zip([config.channels, *widths[:-1]], widths, strict=True):
+                down += [nn.Conv2d(before, after, 4, 2, 1), *self._nonlinearity(after)]
+            self.encoder = nn.Sequential(*down, nn.Flatten(), nn.Linear(flat, 2 * config.latent_dim))
+            up: list[nn.Module] = [
+                nn.Linear(config.latent_dim, flat),
+                nn.Unflatten(1, (widths[-1], side, side)),
+            ]
+            for before, after in zip(widths[:0:-1], widths[-2::-1], strict=True):
+                up += [nn.ConvTranspose2d(before, after, 4, 2, 1), *self._nonlinearity(after)]
+            up += [nn.ConvTranspose2d(widths[0], config.channels, 4, 2, 1)]
+            self.decoder = nn.Sequential(*up)
+            if not self._is_table:
+                self.encoder_statistics = nn.Linear(2 * config.channels, 2 * config.latent_dim)
+                self.decoder_statistics = nn.Linear(config.latent_dim, 2 * config.channels)
+                with torch.no_grad():
+                    self.decoder_statistics.weight.mul_(0.1)
+                    self.decoder_statistics.bias.copy_(torch.tensor([0.0, 0.3]).repeat_interleave(config.channels))
+        self.register_buffer("log_gamma", torch.zeros(()))
+        self.to(memory_format=torch.channels_last)
+
+    def _nonlinearity(self, width: int) -> list[nn.Module]:
+        return [nn.BatchNorm2d(width), nn.LeakyReLU(0.2)] if self._is_table else [nn.LeakyReLU(0.2)]
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of z_bar, each (B, D), for images (B, C, H, W) in [0, 1].
+
+        Raises:
+            ShapeError: The images do not have the configured size and channels.
+        """
+        expected = (self.config.channels, self.config.size, self.config.size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ShapeError(
+                f"The autoencoder takes images (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}."
+            )
+        x = images * 2 - 1
+        if self._is_table:
+            out = self.encoder(x.contiguous(memory_format=torch.channels_last)).float()
+        else:
+            mean, spread = x.mean((2, 3), keepdim=True), x.std((2, 3), keepdim=True)
+            content = ((x - mean) / (spread + _SPREAD_FLOOR)).contiguous(memory_format=torch.channels_last)
+            statistics = torch.cat([mean, spread], dim=1).flatten(1)
+            out = self.encoder(content).float() + self.encoder_statistics(statistics).float()
+        mean, log_var = out.chunk(2, dim=1)
+        return mean, (0.5 * log_var.clamp(MIN_LOG_VAR, MAX_LOG_VAR)).exp()
+
+    def decode(self, z_bar: Tensor) -> Tensor:
+        """Return images (B, C, H, W) in [0, 1] for latents (B, D)."""
+        return (self._decoded(z_bar) * 0.5 + 0.5).clamp(0, 1)
+
+    def _decoded(self, z_bar: Tensor) -> Tensor:
+        """Return images in units of [-1, 1], not clamped, so that gradients reach values outside."""
+        content = self.decoder(z_bar).float()
+        if self._is_table:
+            return torch.tanh(content)
+        # Standardised, so that what the statistics say is what the picture has, whatever its content.
+        centred = content - content.mean((2, 3), keepdim=True)
+        content = centred / (centred.square().mean((2, 3), keepdim=True) + 1e-3).sqrt()
+        statistics: Tensor = self.decoder_statistics(z_bar).float()[:, :, None, None]
+        shift, scale = statistics.chunk(2, dim=1)
+        return shift + scale * content
+
+    def loss_figures(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Return "loss", "error" and "kl" for images (B, C, H, W) in [0, 1] and noise (B, D); scalars.
+
+        The output variance γ of MSC A.1 is learned in closed form: for given reconstructions the likelihood is
+        largest at γ = their mean squared error, which gives the loss n/2 (log 2πγ + 1) + KL per image of n values
+        (Rybkin et al. 2021, arXiv:2006.13202). `loss` is that negative lower bound divided by n; `error` is γ, the
+        mean squared error of images in [-1, 1]; `kl` is in nats per image.
+        """
+        mean, std = self.encode(images)
+        error = F.mse_loss(self._decoded(mean + std * noise), images * 2 - 1)
+        kl = kl_to_standard_normal(mean, std).mean()
+        values = images[0].numel()
+        loss = 0.5 * (torch.log(2 * math.pi * error.clamp_min(1e-8)) + 1) + kl / values
+        return {"loss": loss, "error": error, "kl": kl}
+
+    def loss(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Return the training loss of `loss_figures`, and keep γ up to date."""
+        figures = self.loss_figures(images, noise)
+        with torch.no_grad():
+            self.log_gamma.lerp_(figures["error"].detach().clamp_min(1e-8).log().to(self.log_gamma), 0.01)
+        return figures["loss"]

@@ -1,0 +1,152 @@
+"""Builds the parts from their configurations: first without memory, to learn what a file must hold, then for real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_inn.bundle.files import shown
+from posthoc_inn.bundle.tensors import TensorFile, TensorSpec, specs_of
+from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig
+from posthoc_inn.errors import BundleError, PosthocInnError
+from posthoc_inn.flows import COUPLINGS, ConditionalFlow
+from posthoc_inn.plugins import get_plugin_manager
+from posthoc_inn.weights import seeded_init
+
+M = TypeVar("M", bound=nn.Module)
+
+FLOW, AUTOENCODER = "flow.", "autoencoder."
+"""What the names of their tensors start with in the weights file."""
+
+
+def build_flow(flow: FlowConfig, conditioner: ConditionerConfig) -> ConditionalFlow:
+    """Build t, with a coupling of the core's or a registered one."""
+    coupling = None
+    if flow.kind not in COUPLINGS:
+        coupling = get_plugin_manager().flows.get(flow.kind).factory
+    return ConditionalFlow(flow, conditioner, coupling=coupling)
+
+
+def build_autoencoder(config: AutoencoderConfig) -> nn.Module:
+    """Build a registered autoencoder."""
+    manager = get_plugin_manager()
+    built: nn.Module = manager.build(manager.autoencoders, config.kind, config)
+    return built
+
+
+def _attempt(build: Callable[[], M], what: str, directory: Path) -> M:
+    try:
+        return build()
+    except PosthocInnError as error:
+        raise BundleError(f"The {what} of the bundle {directory} cannot be built: {shown(error)}") from error
+    except Exception as error:
+        # Registered factories are strangers' code, fed with a stranger's numbers.
+        raise BundleError(
+            f"The {what} of the bundle {directory} cannot be built from what bundle.json says: "
+            f"{type(error).__name__}: {shown(error, 300)}."
+        ) from error
+
+
+def skeleton(build: Callable[[], M], *, is_core: bool) -> M:
+    """Build a module for its shapes: without memory, unless a plugin's code cannot do that.
+
+    Args:
+        build: Builds it.
+        is_core: Whether none of a plugin's code is in it.
+    """
+    try:
+        with torch.device("meta"), seeded_init():
+            return build()
+    except Exception:
+        if is_core:
+            raise
+    # Some constructors compute with the values they allocate. The user installed this code.
+    with torch.device("cpu"), seeded_init():
+        return build()
+
+
+def flow_specs(
+    flow: FlowConfig, conditioner: ConditionerConfig, file: TensorFile, directory: Path
+) -> dict[str, TensorSpec]:
+    """Return what the weights file must hold of t.
+
+    A skeleton has no memory, but each of its modules costs time: one block is built first, and all of them
+    only if the file is large enough for that many.
+
+    Raises:
+        BundleError: The file is too small for the configuration, or the configuration makes no flow.
+    """
+
+    def shaped(config: FlowConfig) -> ConditionalFlow:
+        is_core = config.kind in COUPLINGS
+        return _attempt(lambda: skeleton(lambda: build_flow(config, conditioner), is_core=is_core), "flow", directory)
+
+    block = specs_of(shaped(flow.replace(blocks=1)).flow.blocks[0])
+    count, size = flow.blocks * len(block), flow.blocks * sum(s.size for s in block.values())
+    if count > len(file.specs) or size > file.data_size:
+        raise BundleError(
+            f"bundle.json of the bundle {directory} describes a flow of {count:,} tensors and {size:,} bytes at "
+            f"least; {file.name} holds {len(file.specs):,} and {file.data_size:,}: they do not belong together."
+        )
+    return specs_of(shaped(flow), FLOW)
+
+
+def autoencoder_specs(config: AutoencoderConfig, directory: Path) -> dict[str, TensorSpec]:
+    """Return what the weights file must hold of a registered autoencoder.
+
+    Raises:
+        BundleError: Nobody registers its kind, or it cannot be built.
+    """
+    return specs_of(_attempt(lambda: _autoencoder_skeleton(config), "autoencoder", directory), AUTOENCODER)
+
+
+def _autoencoder_skeleton(config: AutoencoderConfig) -> nn.Module:
+    return skeleton(lambda: build_autoencoder(config), is_core=config.kind == "conv")
+
+
+def is_rebuildable(autoencoder: nn.Module) -> bool:
+    """Whether a registered factory makes the same module from the autoencoder's configuration alone."""
+    config = getattr(autoencoder, "config", None)
+    if not isinstance(config, AutoencoderConfig):
+        return False
+    try:
+        get_plugin_manager().autoencoders.get(config.kind)
+        built = _autoencoder_skeleton(config)
+    except PosthocInnError:
+        return False
+    return type(built) is type(autoencoder) and specs_of(built) == specs_of(autoencoder)
+
+
+def filled(build: Callable[[], M], tensors: Mapping[str, Tensor], prefix: str, what: str, directory: Path) -> M:
+    """Build a module in float32 on the CPU and load the tensors whose names start with `prefix` into it, strictly.
+
+    The global generator is left as it is.
+
+    Raises:
+        BundleError: It cannot be built, or the tensors are refused.
+    """
+    with torch.device("cpu"), seeded_init():
+        module = _attempt(build, what, directory).float()
+    state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    _check_ranges(state, what, directory)
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise BundleError(f"The weights of the {what} of the bundle {directory} are refused: {shown(error)}") from None
+    return module.eval()
+
+
+def _check_ranges(state: Mapping[str, Tensor], what: str, directory: Path) -> None:
+    """Refuse what is finite, and yet gives NaN or infinity as soon as it is used."""
+    for name, tensor in state.items():
+        if (name.endswith("running_var") and bool((tensor < 0).any())) or (
+            name.endswith("z_std") and bool((tensor <= 0).any())
+        ):
+            raise BundleError(
+                f"{shown(name, 100)} of the {what} of the bundle {directory} holds variances or deviations that are "
+                "not positive: the file is damaged."
+            )

@@ -1,0 +1,519 @@
+"""The facade: one object that attaches to a trained model, fits E, D and t, and answers questions about a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_inn import analysis
+from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
+from posthoc_inn.bundle import Bundle, load_bundle, save_bundle
+from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec, Precision, preset
+from posthoc_inn.errors import ConfigError, DataError, NotFittedError, PosthocInnError, Problems, ShapeError
+from posthoc_inn.features import LayerExtractor
+from posthoc_inn.fingerprint import describe_tensors, fingerprint
+from posthoc_inn.fitting import Fit, FitResult, Plan
+from posthoc_inn.hookspecs import FitEvent
+from posthoc_inn.images import BatchSource, recognize_normalization, split
+from posthoc_inn.pipeline import InputAdapter, Pipeline
+from posthoc_inn.plugins import get_plugin_manager
+from posthoc_inn.progress import Reporter, make_reporter
+from posthoc_inn.training.precision import choose_device, choose_precision
+
+
+def choose_image_size(height: int, width: int) -> int:
+    """Return the built-in autoencoder's image size for pictures of a given size: 28, 32, 64 or 128 pixels.
+
+    >>> [choose_image_size(s, s) for s in (8, 28, 32, 50, 224)]
+    [28, 28, 32, 64, 128]
+    """
+    side = min(height, width)
+    return next((size for size, limit in ((28, 28), (32, 40), (64, 96)) if side <= limit), 128)
+
+
+class Interpreter:
+    """Recovers what a layer of a trained model has thrown away, and shows both as images (MSC).
+
+    The model's weights, buffers, flags and hooks are left as they are. With `spec`, images given to this object are
+    canonical, in [0, 1], and the model gets them resized and normalised by `spec`; without it they are what
+    the model eats, unchanged, and `mean` and `std` (or what is recognised) say how to get back to [0, 1].
+
+    Args:
+        model: Any trained `torch.nn.Module`.
+        layer: Dotted name of the layer; `posthoc_inn.list_layers(model, images)` prints them.
+        spec: How the model wants canonical images.
+        mean: Mean the user's tensors were normalised with, per channel, in units of [0, 1].
+        std: Deviation they were normalised with.
+        output: Which output of a layer that returns a tuple or dict.
+        call: Which call of a module that is called more than once.
+        tokens: Which tokens of a transformer layer: all, class, patches or mean.
+        prediction: Which tensor of a model's output is its prediction, when it returns several.
+        autoencoder: A trained one to share, or the shape of a new one; None for the built-in one.
+        preset: Name of a preset, or a `FitConfig`.
+        image_size: Side of the autoencoder's images in pixels; None to choose from the images.
+        device: "auto" is where the model is.
+        precision: "auto", "32" or "bf16", for training.
+        seed: Of everything random.
+
+    Attributes:
+        autoencoder_: E and D, after `fit`.
+        flow_: t, after `fit`.
+        adapter_: How images become model inputs and pictures.
+        metrics_: What `metrics.json` holds.
+        history_: Curve of t.
+
+    >>> from posthoc_inn.testing import models
+    >>> interpreter = Interpreter(models.small_cnn(), layer="features.3")
+    >>> interpreter.sample(torch.rand(2, 3, 28, 28), n=2)
+    Traceback (most recent call last):
+    ...
+    posthoc_inn.errors.NotFittedError: This Interpreter is not fitted: call fit(loader) first, or Interpreter.load(...).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str,
+        *,
+        spec: ImageSpec | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        output: int | str | None = None,
+        call: int | None = None,
+        tokens: Literal["all", "class", "patches", "mean"] = "all",
+        prediction: int | str | None = None,
+        autoencoder: nn.Module | AutoencoderConfig | None = None,
+        preset: str | FitConfig = "default",
+        image_size: int | None = None,
+        device: str = "auto",
+        precision: Precision = "auto",
+        seed: int = 0,
+    ) -> None:
+        self.model, self.layer = model, layer
+        self.spec, self.mean, self.std = spec, mean, std
+        self.origin: dict[str, Any] = {}
+        self.output, self.call, self.tokens, self.prediction = output, call, tokens, prediction
+        self.autoencoder, self.preset, self.image_size = autoencoder, preset, image_size
+        self.device, self.precision, self.seed = device, precision, seed
+        self.extractor = LayerExtractor(model, layer, output=output, call=call, tokens=tokens, prediction=prediction)
+
+    # ---- learning
+
+    def fit(
+        self,
+        data: Any,
+        *,
+        held_out: Any = 0.1,
+        draws: int = 1,
+        epochs: float | None = None,
+        steps: int | None = None,
+        autoencoder_steps: int | None = None,
+        out: str | Path | None = None,
+        resume: bool = False,
+        progress: bool | Reporter | None = None,
+        announce: Callable[[Plan], None] | None = None,
+        evaluate: bool = True,
+    ) -> Interpreter:
+        """Train the autoencoder (unless a trained one was given) and t; labels are never needed.
+
+        Args:
+            data: A DataLoader, data set or tensor of x, (x, y) or dicts.
+            held_out: The same for images kept aside, or the share of `data` that is.
+            draws: Passes over randomly augmented data, each cached as a draw of its own.
+            epochs: Passes of t over the cached rows; instead of the preset's steps.
+            steps: Steps of t; instead of the preset's.
+            autoencoder_steps: Steps of the autoencoder; instead of the preset's.
+            out: Directory for checkpoints and cached rows, so that the run can be resumed.
+            resume: Go on from what is in `out`.
+            progress: Show a progress bar; None for when standard error is a terminal.
+            announce: Called with what is about to be done, before it is.
+            evaluate: Measure on held-out images afterwards, into `metrics_`.
+
+        Returns:
+            This object.
+
+        Raises:
+            ConfigError: An argument is wrong; all problems at once.
+            DataError: The images cannot be used, or their normalisation cannot be recognised.
+            LayerNotFoundError: The layer is never reached.
+            TrainingError: Training diverged, or there is nothing fitting to resume.
+            KeyboardInterrupt: After Ctrl-C, once a checkpoint has been written.
+        """
+        self._check_arguments(
+            draws=draws,
+            epochs=epochs,
+            steps=steps,
+            autoencoder_steps=autoencoder_steps,
+            out=out,
+            resume=resume,
+        )
+        reporter = progress if isinstance(progress, Reporter) else make_reporter(progress, stages=6)
+        manager = get_plugin_manager()
+        where = str(out) if out is not None else None
+        manager.fit_started(FitEvent("fit", where, {"layer": self.layer}))
+        try:
+            fit = self._prepare(
+                data,
+                held_out,
+                draws,
+                epochs,
+                steps,
+                autoencoder_steps,
+                out,
+                resume,
+                reporter,
+                lambda stage, info: manager.fit_stage_finished(FitEvent(stage, where, info)),
+            )
+            if announce is not None:
+                announce(fit.plan())
+            with reporter:
+                self._learned(fit, fit.run())
+                if evaluate:
+                    reporter.stage("measuring on held-out images", None)
+                    self.metrics_ = self._measure()
+            fit.clean()
+        except (PosthocInnError, KeyboardInterrupt) as error:
+            manager.fit_failed(FitEvent("fit", where, {"error": f"{type(error).__name__}: {error}"}))
+            raise
+        manager.fit_finished(FitEvent("fit", where, {"seconds": sum(fit.seconds.values())}))
+        return self
+
+    def plan(
+        self,
+        data: Any,
+        *,
+        held_out: Any = 0.1,
+        draws: int = 1,
+        epochs: float | None = None,
+        steps: int | None = None,
+        autoencoder_steps: int | None = None,
+        out: str | Path | None = None,
+    ) -> Plan:
+        """Return what `fit` with these arguments would do, and how long it would take; nothing is trained or written."""
+        self._check_arguments(
+            draws=draws, epochs=epochs, steps=steps, autoencoder_steps=autoencoder_steps, out=out, resume=False
+        )
+        return self._prepare(
+            data, held_out, draws, epochs, steps, autoencoder_steps, out, False, Reporter(), lambda stage, info: None
+        ).plan()
+
+    def _check_arguments(self, **given: Any) -> None:
+        problems = Problems("Interpreter.fit")
+        for name in ("steps", "autoencoder_steps"):
+            problems.check(given[name] is None or given[name] >= 1, f"{name} must be at least 1, got {given[name]}")
+        problems.check(
+            given["epochs"] is None or given["epochs"] > 0, f"epochs must be positive, got {given['epochs']}"
+        )
+        problems.check(given["epochs"] is None or given["steps"] is None, "give epochs or steps, not both")
+        problems.check(given["draws"] >= 1, f"draws must be at least 1, got {given['draws']}")
+        problems.check(not given["resume"] or given["out"] is not None, "resume needs out, the directory to go on from")
+        problems.check(
+            self.spec is None or (self.mean is None and self.std is None),
+            "give spec (images in [0, 1]) or mean and std (images as the model eats them), not both",
+        )
+        problems.check((self.mean is None) == (self.std is None), "mean and std go together")
+        problems.raise_if_any()
+
+    def _prepare(
+        self,
+        data: Any,
+        held_out: Any,
+        draws: int,
+        epochs: float | None,
+        steps: int | None,
+        autoencoder_steps: int | None,
+        out: str | Path | None,
+        resume: bool,
+        reporter: Reporter,
+        on_stage: Callable[[str, dict[str, Any]], None],
+    ) -> Fit:
+        """Check everything that can be wrong, cheaply, and put the fit together."""
+        if isinstance(held_out, (int, float)) and not isinstance(held_out, bool):
+            data, held_out = split(data, float(held_out), seed=self.seed)
+        source = BatchSource(data, batch_size=128, seed=self.seed).check()
+        kept = BatchSource(held_out, batch_size=128, seed=self.seed).check()
+        if source.image_shape[0] != kept.image_shape[0]:
+            raise DataError(
+                f"Training images have {source.image_shape[0]} channels, held-out ones {kept.image_shape[0]}."
+            )
+        for note in source.notes:
+            reporter.note(note)
+        device = choose_device(self.device, like=self.model)
+        self.adapter_ = self._adapter(source, reporter)
+        example = source.first(4).to(device)
+        self.probe_ = self.extractor.probe(self.adapter_.to_model(example))
+        if self.probe_.note:
+            reporter.note(self.probe_.note)
+        autoencoder, is_fitted = self._autoencoder(self.adapter_)
+        config = preset(self.preset) if isinstance(self.preset, str) else self.preset
+        config = self._configured(config, autoencoder, source.length, draws, epochs, steps, autoencoder_steps)
+        return Fit(
+            extractor=self.extractor,
+            adapter=self.adapter_,
+            autoencoder=autoencoder,
+            autoencoder_is_fitted=is_fitted,
+            config=config,
+            z_shape=self.probe_.z_shape,
+            data=source,
+            held_out=kept,
+            draws=draws,
+            device=device,
+            precision=choose_precision(self.precision, device),
+            out=Path(out) if out is not None else None,
+            resume=resume,
+            reporter=reporter,
+            on_stage=on_stage,
+        )
+
+    def _adapter(self, source: BatchSource, reporter: Reporter) -> InputAdapter:
+        channels, height, width = source.image_shape
+        if isinstance(self.autoencoder, nn.Module):
+            shape = as_autoencoder(self.autoencoder).config
+            size, picture_channels = shape.size, shape.channels
+        elif isinstance(self.autoencoder, AutoencoderConfig):
+            size, picture_channels = self.autoencoder.size, self.autoencoder.channels
+        else:
+            size, picture_channels = self.image_size or choose_image_size(height, width), channels
+        if self.spec is not None:
+            return InputAdapter(self.spec, None, size, picture_channels)
+        found = recognize_normalization(source, mean=self.mean, std=self.std)
+        reporter.note(f"images: {found.source}")
+        spec = ImageSpec(size=(height, width), mean=found.mean, std=found.std, channels=channels)
+        return InputAdapter(spec, found, size, picture_channels)
+
+    def _autoencoder(self, adapter: InputAdapter) -> tuple[Autoencoder, bool]:
+        """Return the autoencoder, and whether it needs no training."""
+        if isinstance(self.autoencoder, nn.Module):
+            return as_autoencoder(self.autoencoder), True
+        config = preset(self.preset) if isinstance(self.preset, str) else self.preset
+        wanted = self.autoencoder or AutoencoderConfig(
+            size=adapter.image_size,
+            channels=adapter.channels,
+            latent_dim=config.latent_dim,
+            width=config.autoencoder_width,
+            seed=self.seed,
+        )
+        manager = get_plugin_manager()
+        built: nn.Module = manager.build(manager.autoencoders, wanted.kind, wanted)
+        return as_autoencoder(built), not hasattr(built, "loss")
+
+    def _configured(
+        self,
+        config: FitConfig,
+        autoencoder: Autoencoder,
+        length: int | None,
+        draws: int,
+        epochs: float | None,
+        steps: int | None,
+        autoencoder_steps: int | None,
+    ) -> FitConfig:
+        dim = autoencoder.latent_dim
+        config = config.replace(latent_dim=dim, flow=config.flow.replace(dim=dim)).with_seed(self.seed)
+        training = config.flow_training
+        if epochs is not None:
+            if length is None:
+                raise ConfigError("epochs needs data of a known length; give steps instead.")
+            steps = max(1, round(epochs * length * draws / training.batch_size))
+        if steps is not None:
+            looks = max(1, min(training.eval_every, steps // 5))
+            config = config.replace(flow_training=training.replace(steps=steps, eval_every=looks))
+        if autoencoder_steps is not None:
+            trained = config.autoencoder_training
+            looks = max(1, min(trained.eval_every, autoencoder_steps // 5))
+            config = config.replace(autoencoder_training=trained.replace(steps=autoencoder_steps, eval_every=looks))
+        return config
+
+    def _learned(self, fit: Fit, result: FitResult) -> None:
+        self.autoencoder_: Autoencoder = result.autoencoder
+        self.flow_ = result.flow
+        self.history_, self.autoencoder_history_ = result.flow_history, result.autoencoder_history
+        self.fit_config_ = fit.config
+        self.pipeline_ = fit.pipeline()
+        self.seconds_ = result.seconds
+        self.rows_ = result
+
+    def _measure(self) -> dict[str, Any]:
+        return analysis.measure(
+            self.pipeline_,
+            self.rows_.train,
+            self.rows_.held_out,
+            self.history_,
+            self.autoencoder_history_,
+            seed=self.seed,
+        ) | {
+            "layer": self.layer,
+            "z_shape": list(self.probe_.z_shape),
+            "is_cut": self.probe_.is_cut,
+            "seconds": self.seconds_,
+            "fit": self.fit_config_.to_dict(),
+        }
+
+    # ---- asking
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The fitted parts.
+
+        Raises:
+            NotFittedError: Before `fit`.
+        """
+        if not hasattr(self, "pipeline_"):
+            raise NotFittedError("This Interpreter is not fitted: call fit(loader) first, or Interpreter.load(...).")
+        return self.pipeline_
+
+    def _checked(self, images: Tensor) -> Tensor:
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ShapeError(f"Images must be a tensor (B, C, H, W), got {got}.")
+        return images
+
+    @torch.no_grad()
+    def sample(self, images: Tensor, n: int = 8, *, v: Tensor | None = None, seed: int = 0) -> Tensor:
+        """Draw images that the layer cannot tell from the given ones: D(t⁻¹(v given Φ(x))) (MSC eq. 2).
+
+        Args:
+            images: As given to `fit`, (B, C, H, W).
+            n: N, samples per image.
+            v: Invariances to use instead of drawing them: (N, D) for all images, or (B, N, D).
+            seed: Seed of v.
+
+        Returns:
+            Pictures (B, N, C, H, W) in [0, 1], of the autoencoder's size.
+
+        Raises:
+            NotFittedError: Before `fit`.
+            ShapeError: A shape is wrong.
+        """
+        pipeline = self.pipeline
+        images = self._checked(images)
+        if n < 1:
+            raise ConfigError(f"n must be at least 1, got {n}.")
+        context = pipeline.context(pipeline.features(images))
+        if v is None:
+            generator = torch.Generator().manual_seed(seed)
+            v = torch.randn(len(images), n, pipeline.latent_dim, generator=generator)
+        latents = pipeline.sample_latents(context, v)
+        pictures = pipeline.decode(latents.flatten(0, 1))
+        return pictures.reshape(*latents.shape[:2], *pictures.shape[1:])
+
+    @torch.no_grad()
+    def invariances(self, images: Tensor) -> Tensor:
+        """Return v = t(E(x) given Φ(x)), shape (B, D), for images (B, C, H, W), at the mean of the encoder."""
+        pipeline = self.pipeline
+        images = self._checked(images)
+        mean, _ = pipeline.encode(images)
+        return pipeline.invariances(mean, pipeline.context(pipeline.features(images)))[0]
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, *, z_of: Tensor | None = None) -> Tensor:
+        """Return D(t⁻¹(v given z)), pictures (B, C, H, W) in [0, 1], with v of `images`.
+
+        Args:
+            images: As given to `fit`, (B, C, H, W); their v is used.
+            z_of: Images whose z is used instead of that of `images`: what one has thrown away, recombined with
+                what the layer keeps of the other.
+        """
+        pipeline = self.pipeline
+        v = self.invariances(images)
+        context = pipeline.context(pipeline.features(self._checked(images if z_of is None else z_of)))
+        return pipeline.decode(pipeline.sample_latents(context, v[:, None]).flatten(0, 1))
+
+    @torch.no_grad()
+    def log_likelihood(self, images: Tensor, *, seed: int = 0) -> Tensor:
+        """Return log p(z_bar given z), shape (B,), in nats with all constants, at a draw of the stochastic encoder."""
+        pipeline = self.pipeline
+        mean, std = pipeline.encode(self._checked(images))
+        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)
+        context = pipeline.context(pipeline.features(images))
+        return -pipeline.invariances(mean + std * noise, context)[1]
+
+    def explained_by_invariances(
+        self, data: Any, *, samples: int = 10_000, seed: int = 0
+    ) -> analysis.ExplainedByInvariances:
+        """Return the share of the latent's variance that the layer's invariances explain (MSC eq. 19).
+
+        Args:
+            data: Images as given to `fit`: a loader, data set or tensor.
+            samples: Draws in all.
+            seed: Seed of v and of the bootstrap.
+        """
+        pipeline = self.pipeline
+        source = BatchSource(data, batch_size=128, limit=max(2, samples // 20))
+        z = torch.cat([pipeline.features(batch["images"]) for batch in source.batches()])
+        return analysis.explained_by_invariances(pipeline, z, samples=samples, seed=seed)
+
+    # ---- keeping
+
+    def save(self, directory: str | Path, *, overwrite: bool = False, store_model: bool = False) -> Path:
+        """Write a bundle: safetensors, JSON and a card, to a temporary directory that is renamed in the end.
+
+        Args:
+            directory: Where to.
+            overwrite: Replace the bundle that is there.
+            store_model: Store the explained model's state too.
+
+        Raises:
+            NotFittedError: Before `fit`.
+            BundleError: `directory` exists and `overwrite` is false, or cannot be written.
+        """
+        state = self.model.state_dict() if store_model else None
+        return save_bundle(self._bundle(), Path(directory), overwrite=overwrite, model_state=state)
+
+    def _bundle(self) -> Bundle:
+        pipeline = self.pipeline
+        return Bundle(
+            extractor=self.extractor.to_dict(),
+            model_fingerprint=fingerprint(self.model),
+            model_class=type(self.model).__name__,
+            adapter=pipeline.adapter,
+            autoencoder=pipeline.autoencoder,
+            flow=pipeline.flow,
+            z_shape=pipeline.flow.conditioner.config.z_shape,
+            metrics=getattr(self, "metrics_", {}),
+            origin=dict(self.origin),
+            model_tensors=describe_tensors(self.model),
+        )
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        *,
+        model: nn.Module,
+        autoencoder: nn.Module | None = None,
+        device: str = "auto",
+        allow_other_model: bool = False,
+    ) -> Interpreter:
+        """Load a bundle for the model it was fitted to.
+
+        Args:
+            directory: What `save` wrote.
+            model: The same trained model; a bundle can never name code to import.
+            autoencoder: The user's own, when the bundle was fitted with one that is not built in.
+            device: "auto" is where the model is.
+            allow_other_model: Accept a model with other weights.
+
+        Raises:
+            BundleError: The bundle is damaged, newer, or belongs to another model; each with its own message.
+        """
+        bundle = load_bundle(Path(directory), autoencoder=autoencoder)
+        if not allow_other_model and not bundle.is_for(model):
+            raise bundle.wrong_model(model)
+        options = dict(bundle.extractor)
+        where = choose_device(device, like=model)
+        self = cls(model, options.pop("layer"), **options, device=device)
+        self.spec = bundle.adapter.spec if bundle.adapter.normalization is None else None
+        self.adapter_ = bundle.adapter
+        self.autoencoder_, self.flow_ = bundle.autoencoder.to(where).eval(), bundle.flow.to(where).eval()
+        self.metrics_ = bundle.metrics
+        self.origin = bundle.origin
+        self.pipeline_ = Pipeline(self.extractor, bundle.adapter, self.autoencoder_, self.flow_, where)
+        return self
+
+    def __repr__(self) -> str:
+        state = "fitted" if hasattr(self, "pipeline_") else "not fitted"
+        return f"Interpreter({type(self.model).__name__}, layer={self.layer!r}, {state})"

@@ -1,0 +1,158 @@
+"""The fitted parts joined: images to z, z_bar and v, and back to images (MSC eq. 1-5). Everything runs in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from posthoc_inn.autoencoders import Autoencoder
+from posthoc_inn.config import ImageSpec
+from posthoc_inn.errors import ShapeError
+from posthoc_inn.features import LayerExtractor
+from posthoc_inn.flows import ConditionalFlow
+from posthoc_inn.images import Normalization, apply_spec, fit_canonical
+from posthoc_inn.objectives import flow_nll
+
+SAMPLE_CHUNK = 4096
+"""Samples drawn at a time."""
+
+CHUNK = 512
+"""Rows of latents that go through a network at a time: memory is bounded whatever the number of samples."""
+
+
+@dataclass(frozen=True)
+class InputAdapter:
+    """How the user's tensors become model inputs and pictures, and how pictures become model inputs.
+
+    Attributes:
+        spec: How the model wants canonical images.
+        normalization: How the user's tensors came from images in [0, 1]; None when they are canonical images
+            already, and the model gets them through `spec` (a registered backbone).
+        image_size: Side of the autoencoder's images, in pixels.
+        channels: Channels of the autoencoder's images.
+    """
+
+    spec: ImageSpec
+    normalization: Normalization | None
+    image_size: int
+    channels: int
+
+    def to_model(self, images: Tensor) -> Tensor:
+        """Return what the model is fed for the user's tensors (B, C, H, W)."""
+        return images if self.normalization is not None else apply_spec(images, self.spec)
+
+    def to_images(self, images: Tensor) -> Tensor:
+        """Return canonical images of the autoencoder's size for the user's tensors (B, C, H, W)."""
+        if self.normalization is not None:
+            images = self.normalization.undo(images)
+        return fit_canonical(images, self.image_size, self.channels)
+
+    def images_to_model(self, images: Tensor) -> Tensor:
+        """Return model inputs for canonical images (B, C, H, W) of any size, differentiably."""
+        return apply_spec(images, self.spec)
+
+
+def is_classification(output: Tensor) -> bool:
+    """Whether the model's output (B, ...) is one row of class scores per image."""
+    return output.ndim == 2 and output.shape[1] >= 2
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int = CHUNK) -> Tensor:
+    """Return `function` of `rows` (B, ...), computed `size` rows at a time."""
+    if len(rows) <= size:
+        return function(rows)
+    return torch.cat([function(part) for part in rows.split(size)])
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Φ, E, D and t, ready to use.
+
+    Attributes:
+        extractor: Φ and Ψ.
+        adapter: Between the user's tensors, pictures and model inputs.
+        autoencoder: E and D.
+        flow: t.
+        device: Where they live.
+    """
+
+    extractor: LayerExtractor
+    adapter: InputAdapter
+    autoencoder: Autoencoder
+    flow: ConditionalFlow
+    device: torch.device
+
+    @property
+    def latent_dim(self) -> int:
+        """D, the width of z_bar and v."""
+        return self.flow.flow.config.dim
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Return z = Φ(x), shape (B, *z_shape), for the user's tensors (B, C, H, W)."""
+        run = lambda x: self.extractor.features(self.adapter.to_model(x.to(self.device)))  # noqa: E731
+        return in_chunks(run, images, 128)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of z_bar, each (B, D), for the user's tensors (B, C, H, W)."""
+        parts = [self.autoencoder.encode(self.adapter.to_images(x.to(self.device))) for x in images.split(CHUNK)]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    @torch.no_grad()
+    def decode(self, z_bar: Tensor) -> Tensor:
+        """Return images (B, C, H, W) in [0, 1] for latents (B, D)."""
+        return in_chunks(lambda z: self.autoencoder.decode(z.to(self.device)), z_bar)
+
+    @torch.no_grad()
+    def context(self, z: Tensor) -> Tensor:
+        """Return H(z), shape (B, context_dim): all that the couplings of t see of z (B, *z_shape)."""
+        return in_chunks(lambda part: self.flow.context(part.to(self.device)), z)
+
+    @torch.no_grad()
+    def sample_latents(self, context: Tensor, v: Tensor) -> Tensor:
+        """Return t⁻¹(v given z), shape (B, N, D).
+
+        Args:
+            context: H(z), shape (B, context_dim).
+            v: Invariances, shape (B, N, D), or (N, D) for the same ones at every z.
+        """
+        if v.ndim == 2:
+            v = v.expand(len(context), *v.shape)
+        if v.ndim != 3 or v.shape[0] != len(context) or v.shape[2] != self.latent_dim:
+            raise ShapeError(
+                f"v must have shape (B, N, {self.latent_dim}) with B = {len(context)}, or (N, {self.latent_dim}); "
+                f"got {tuple(v.shape)}."
+            )
+        n = v.shape[1]
+        out = torch.empty(len(context), n, self.latent_dim, device=self.device)
+        images = max(1, SAMPLE_CHUNK // n)
+        for start in range(0, len(context), images):
+            rows = slice(start, start + images)
+            # What depends on z alone is computed once per image, not once per sample.
+            projected = self.flow.project(context[rows].unsqueeze(1))
+            for first in range(0, n, SAMPLE_CHUNK):
+                draws = slice(first, first + SAMPLE_CHUNK)
+                out[rows, draws] = self.flow.inverse(v[rows, draws].to(self.device), projected)
+        return out
+
+    @torch.no_grad()
+    def invariances(self, z_bar: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Return v = t(z_bar given z), shape (B, D), and the negative log-likelihood (B,) in nats."""
+        outs = [
+            self.flow(part, c) for part, c in zip(z_bar.to(self.device).split(CHUNK), context.split(CHUNK), strict=True)
+        ]
+        v = torch.cat([o[0] for o in outs])
+        return v, flow_nll(v, torch.cat([o[1] for o in outs]))
+
+    @torch.no_grad()
+    def ask_model(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z (B, *z_shape) and the model's output for canonical images (B, C, H, W) of the autoencoder."""
+        parts = [
+            self.extractor.features_and_prediction(self.adapter.images_to_model(part.to(self.device)))
+            for part in images.split(128)
+        ]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from bundle_helpers import sample
+from make_golden import DATA
+
+from posthoc_inn.bundle import FORMAT_VERSION, load_bundle
+
+VERSIONS = sorted(p.name for p in DATA.iterdir())
+
+
+def test_there_is_a_bundle_of_every_format_version():
+    assert [f"v{n}" for n in range(1, FORMAT_VERSION + 1)] == VERSIONS
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_bundle_of_every_version_is_read_and_gives_the_same_samples(version):
+    expected = json.loads((DATA / version / "expected.json").read_text())
+    latents, pictures = sample(load_bundle(DATA / version))
+    assert torch.allclose(latents, torch.tensor(expected["latents"]), atol=1e-4)
+    assert torch.allclose(pictures.mean((1, 2, 3)), torch.tensor(expected["pictures"]), atol=1e-4)
