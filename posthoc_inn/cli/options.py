@@ -1,0 +1,122 @@
+"""Option types and parsers that several commands share; imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEVICES = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
+
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    # Generic in newer versions of click only.
+    ParamType = click.ParamType
+
+
+class Floats(ParamType):
+    """Numbers separated by commas, one a channel.
+
+    >>> Floats().convert("0.5,0.25", None, None)
+    (0.5, 0.25)
+    """
+
+    name = "number[,number...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Parse `value`."""
+        if isinstance(value, (tuple, list)):
+            return tuple(float(v) for v in value)
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(
+                f"{value!r} is not a number, or numbers separated by commas (0.5 or 0.485,0.456,0.406)", param, ctx
+            )
+
+
+class Shape(ParamType):
+    """Channels, height and width: 3x224x224, or one number for square colour images.
+
+    >>> Shape().convert("1x28x28", None, None), Shape().convert("224", None, None)
+    ((1, 28, 28), (3, 224, 224))
+    """
+
+    name = "CxHxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
+        """Parse `value`."""
+        if isinstance(value, tuple):
+            return value
+        parts = re.split(r"[x,]", str(value).lower())
+        if not all(part.isdigit() and int(part) > 0 for part in parts) or len(parts) not in (1, 3):
+            self.fail(f"{value!r} is not a shape such as 3x224x224, or a size such as 224", param, ctx)
+        sizes = [int(part) for part in parts]
+        return (3, sizes[0], sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1], sizes[2])
+
+
+class KeyValue(ParamType):
+    """KEY=VALUE, the value read as a number or as true/false where it is one.
+
+    >>> KeyValue().convert("size=64", None, None), KeyValue().convert("download=true", None, None)
+    (('size', 64), ('download', True))
+    """
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        """Parse `value`."""
+        if isinstance(value, (tuple, list)):
+            return str(value[0]), value[1]
+        key, equals, text = str(value).partition("=")
+        if not key or not equals:
+            self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
+        if text.lower() in ("true", "false"):
+            return key, text.lower() == "true"
+        for kind in (int, float):
+            try:
+                return key, kind(text)
+            except ValueError:
+                continue
+        return key, text
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Apply several click options, so that they are shown in the order given."""
+
+    def apply(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+def model_options(*, with_weights_help: str) -> Callable[[F], F]:
+    """Return the options that choose the model to be explained."""
+    return options(
+        click.option("--backbone", metavar="NAME", help="A registered network: squeezenet1_1, timm:NAME, ... "
+                     "(`posthoc-inn plugins` lists them)."),
+        click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="Your own: a function (or class) without "
+                     "arguments that returns a torch.nn.Module; imported from the current directory too."),
+        click.option("--weights", metavar="FILE|NAME", help=with_weights_help),
+        click.option("--num-classes", type=click.IntRange(min=1), help="Outputs of the backbone, where they cannot be "
+                     "told from weights or data."),
+        click.option("--input-size", type=click.IntRange(min=1), metavar="PIXELS", help="Height and width at which the "
+                     "model gets its images; the backbone's own unless given."),
+        click.option("--mean", type=Floats(), help="Mean the model's images are normalised with, in units of [0, 1]."),
+        click.option("--std", type=Floats(), help="Deviation they are normalised with."),
+    )  # fmt: skip
+
+
+def device_option(value: str) -> str | None:
+    """Return what is wrong with a device's name, or None."""
+    if DEVICES.fullmatch(value):
+        return None
+    return f"--device must be auto, cpu, cuda, cuda:N, xpu or mps, got {value!r}"

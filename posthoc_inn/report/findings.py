@@ -1,0 +1,262 @@
+"""The figures of `metrics.json` in plain words: what each means, and whether it is good. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Status = Literal["good", "fair", "poor", "info"]
+
+ERROR = (0.01, 0.03)
+"""Squared reconstruction error of images in [-1, 1] that is good, and that is still usable."""
+RECONSTRUCTION_AGREEMENT = (0.95, 0.85)
+SAMPLE_AGREEMENT = (0.90, 0.75)
+SIMILARITY_GAIN = (0.75, 0.50)
+"""Share of the way from different images' similarity to perfect similarity."""
+GAP = (1.0, 5.0)
+"""Nats between training and held-out images."""
+ROUND_TRIP = (1e-3, 1e-2)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measured figure, for a reader.
+
+    Attributes:
+        group: Heading it stands under.
+        label: What was measured.
+        value: The figure, with its unit and error.
+        meaning: What it says, in a sentence or two.
+        status: Whether it is good, fair or poor; "info" where there is no good or bad.
+        advice: What it means that it is poor, and what to do.
+
+    >>> Finding("Samples", "Same prediction", "93 %", "The model ...", "good").status
+    'good'
+    """
+
+    group: str
+    label: str
+    value: str
+    meaning: str
+    status: Status
+    advice: str = ""
+
+
+def findings(metrics: Mapping[str, Any]) -> list[Finding]:
+    """Return what a fit's metrics say, the most telling first.
+
+    Args:
+        metrics: What `metrics.json` holds; parts that are missing, and figures that are None, are left out.
+    """
+    found: list[Finding] = []
+    for part in (_model, _samples, _invariances, _likelihood, _autoencoder):
+        found += part(metrics)
+    return found
+
+
+def percent(value: float, error: float | None = None) -> str:
+    """Return a share in percent, with its standard error where there is one.
+
+    >>> percent(0.9312, 0.0041), percent(1.0)
+    ('93.1 ± 0.4 %', '100.0 %')
+    """
+    spread = "" if error is None else f" ± {100 * error:.1f}"
+    return f"{100 * value:.1f}{spread} %"
+
+
+def _judge(value: float, limits: tuple[float, float], *, low_is_good: bool = False) -> Status:
+    good, fair = limits
+    if low_is_good:
+        return "good" if value <= good else "fair" if value <= fair else "poor"
+    return "good" if value >= good else "fair" if value >= fair else "poor"
+
+
+def _model(metrics: Mapping[str, Any]) -> list[Finding]:
+    model = metrics.get("model") or {}
+    found = []
+    if model.get("accuracy") is not None:
+        chance = model.get("chance") or 0.0
+        is_chance = model["accuracy"] < 1.5 * chance
+        found.append(
+            Finding(
+                "The model",
+                "Accuracy on held-out images",
+                percent(model["accuracy"]),
+                "No better than guessing: are weights, --mean/--std and classes right?"
+                if is_chance
+                else "How often the model itself is right about the labels. Everything below explains this model, its "
+                "mistakes included.",
+                "poor" if is_chance else "info",
+                "Whatever is found is about a model that guesses.",
+            )
+        )
+    if metrics.get("is_cut") is False:
+        found.append(
+            Finding(
+                "The model",
+                "Layer",
+                "no cut",
+                "Some of the image reaches the output around this layer, so the model knows more than this layer does. "
+                "What samples vary may still be visible to the model.",
+                "fair",
+            )
+        )
+    return found
+
+
+def _samples(metrics: Mapping[str, Any]) -> list[Finding]:
+    figures = metrics.get("faithfulness") or {}
+    bound = (metrics.get("autoencoder") or {}).get("agreement")
+    found = []
+    if figures.get("agreement") is not None:
+        told = "How often the model predicts for a sample what it predicts for the image it was drawn from."
+        if bound is not None:
+            told += f" Plain reconstructions reach {percent(bound)}, which bounds it."
+        found.append(
+            Finding(
+                "Samples",
+                "Same prediction as the image",
+                percent(figures["agreement"], figures.get("agreement_error")),
+                told,
+                _judge(figures["agreement"], SAMPLE_AGREEMENT),
+                "Do not take what varies between samples for what the model ignores, until this is higher.",
+            )
+        )
+    if figures.get("similarity") is not None:
+        between = figures.get("similarity_between") or 0.0
+        gain = (figures["similarity"] - between) / max(1e-6, 1 - between)
+        found.append(
+            Finding(
+                "Samples",
+                "Same features at the layer",
+                f"{figures['similarity']:.3f}",
+                "Cosine similarity of the sample's z to the image's. 1 would be perfect; two different images have "
+                f"{between:.3f}.",
+                _judge(gain, SIMILARITY_GAIN) if between < 0.999 else "info",
+                "Samples do not keep what the layer holds: train t longer (--steps), or see the autoencoder first.",
+            )
+        )
+    return found
+
+
+def _invariances(metrics: Mapping[str, Any]) -> list[Finding]:
+    figures = metrics.get("explained_by_invariances") or {}
+    if figures.get("value") is None:
+        return []
+    value = figures["value"]
+    told = (
+        "Share of what varies between images that the layer has thrown away (MSC eq. 19). "
+        + (
+            "Nearly all of it: the layer keeps little."
+            if value > 0.9
+            else "Most of it."
+            if value > 0.5
+            else "Less than half: the layer still holds most of the image."
+        )
+        + " Neither good nor bad: it is what was asked."
+    )
+    return [
+        Finding(
+            "Invariances",
+            "Explained by what the layer ignores",
+            percent(value, figures.get("standard_error")),
+            told,
+            "info",
+        )
+    ]
+
+
+def _likelihood(metrics: Mapping[str, Any]) -> list[Finding]:
+    figures = metrics.get("likelihood") or {}
+    if figures.get("held_out") is None:
+        return []
+    verdict = figures.get("verdict", "")
+    status: Status = {"converged": "good", "still improving": "fair", "overfitting": "fair"}.get(verdict, "poor")  # type: ignore[assignment]
+    held_out, gap = figures["held_out"], figures["held_out"] - figures["train"]
+    found = [
+        Finding(
+            "Likelihood of t",
+            "Negative log-likelihood, held out",
+            f"{held_out:.1f} nats",
+            f"Lower is better. Doing nothing (N(0, 1)) would cost {figures['standard_normal']:.1f}; the encoder's own "
+            f"noise allows no less than {figures['noise_floor']:.1f}.",
+            "good" if held_out < figures["standard_normal"] else "poor",
+            "t has learned nothing: it does worse than N(0, 1).",
+        ),
+        Finding("Likelihood of t", "Training", verdict, figures.get("advice", ""), status, figures.get("advice", "")),
+        Finding(
+            "Likelihood of t",
+            "Held-out minus training",
+            f"{gap:+.2f} nats",
+            "Near zero: t generalises." if gap <= GAP[0] else "t knows its training images better than new ones.",
+            _judge(gap, GAP, low_is_good=True),
+            "More images, or more draws of each, help most.",
+        ),
+    ]
+    if figures.get("v_std") is not None:
+        off = max(abs(figures["v_std"] - 1), abs(figures.get("v_mean") or 0.0))
+        found.append(
+            Finding(
+                "Likelihood of t",
+                "v: mean, deviation",
+                f"{figures['v_mean']:+.3f}, {figures['v_std']:.3f}",
+                "Samples are drawn with mean 0 and deviation 1; the closer v comes to that on held-out images, the "
+                "more typical they are.",
+                _judge(off, (0.1, 0.3), low_is_good=True),
+                "Samples are not typical of held-out images.",
+            )
+        )
+    if figures.get("round_trip") is not None:
+        found.append(
+            Finding(
+                "Likelihood of t",
+                "Round trip",
+                f"{figures['round_trip']:.1e}",
+                "Largest error of inverting t; v is exact up to this.",
+                _judge(figures["round_trip"], ROUND_TRIP, low_is_good=True),
+                "Use --precision 32.",
+            )
+        )
+    return found
+
+
+def _autoencoder(metrics: Mapping[str, Any]) -> list[Finding]:
+    figures = metrics.get("autoencoder") or {}
+    found = []
+    if figures.get("agreement") is not None:
+        found.append(
+            Finding(
+                "Autoencoder",
+                "Same prediction for reconstructions",
+                percent(figures["agreement"], figures.get("agreement_error")),
+                "How often the model predicts for a reconstruction what it predicts for the image. It bounds "
+                "everything "
+                "above: what the autoencoder loses cannot come back.",
+                _judge(figures["agreement"], RECONSTRUCTION_AGREEMENT),
+                "The autoencoder loses what the model looks at, which spoils all samples: train it longer "
+                "(--autoencoder-steps).",
+            )
+        )
+    if figures.get("error") is not None:
+        found.append(
+            Finding(
+                "Autoencoder",
+                "Reconstruction error",
+                f"{figures['error']:.4f}",
+                "Mean squared error on held-out images in [-1, 1].",
+                _judge(figures["error"], ERROR, low_is_good=True),
+                "Reconstructions are blurred: train the autoencoder longer (--autoencoder-steps).",
+            )
+        )
+    if figures.get("kl") is not None:
+        found.append(
+            Finding(
+                "Autoencoder",
+                "Information in the latent",
+                f"{figures['kl']:.0f} nats",
+                "KL of the encoder to N(0, 1), an image.",
+                "info",
+            )
+        )
+    return found

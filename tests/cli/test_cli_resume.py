@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from posthoc_inn.bundle import load_bundle
+from posthoc_inn.cli.main import main
+from posthoc_inn.training import loop
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def figures(out):
+    metrics = json.loads((out / "metrics.json").read_text())
+    metrics.pop("seconds")
+    for history in metrics["training"].values():
+        history.pop("seconds")
+    return metrics
+
+
+def weights(out):
+    bundle = load_bundle(out / "bundle")
+    return {**bundle.autoencoder.state_dict(), **{f"flow.{k}": v for k, v in bundle.flow.state_dict().items()}}
+
+
+@pytest.mark.parametrize("writes", [1, 2, 4])
+def test_a_run_that_died_goes_on_to_the_same_result(ask, monkeypatch, pictures, quick, finished, tmp_path, writes):
+    # Dies at once after its nth checkpoint: in the classifier, the autoencoder, or t.
+    out, done = tmp_path / "run", []
+    write = loop.write_checkpoint
+
+    def dying(path, tensors, state):
+        write(path, tensors, state)
+        done.append(path.name)
+        if len(done) == writes:
+            raise Killed
+
+    monkeypatch.setattr(loop, "write_checkpoint", dying)
+    with pytest.raises(Killed):
+        main(["fit", *quick, "--data", str(pictures), "--out", str(out), "--quiet"])
+    assert done[-1] == {1: "classifier.safetensors", 2: "autoencoder.safetensors", 4: "t.safetensors"}[writes]
+    monkeypatch.setattr(loop, "write_checkpoint", write)
+    answer = ask("fit", "--out", out, "--resume", "--quiet")
+    assert answer.code == 0, answer.err
+    assert figures(out) == figures(finished)
+    ours, theirs = weights(out), weights(finished)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_resumed_run_keeps_the_precision_that_was_measured(ask, monkeypatch, pictures, quick, tmp_path):
+    from posthoc_inn.cli import fit_run
+
+    out, asked = tmp_path / "run", []
+    options = [o for o in quick if o not in ("--precision", "32")]
+    monkeypatch.setattr(fit_run.Run, "_train_classifier", lambda run: asked.append(run.precision) or exit_())
+
+    def exit_():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit_run, "choose_precision", lambda *args: "bf16")
+    assert ask("fit", *options, "--data", pictures, "--out", out, "--quiet").code == 130
+    monkeypatch.setattr(fit_run, "choose_precision", lambda *args: "32")
+    assert ask("fit", "--out", out, "--resume", "--quiet").code == 130
+    assert asked == ["bf16", "bf16"]
+
+
+def test_ctrl_c_says_how_to_go_on(ask, monkeypatch, pictures, quick, tmp_path):
+    out = tmp_path / "run"
+    write = loop.write_checkpoint
+
+    def interrupting(path, tensors, state):
+        write(path, tensors, state)
+        if path.name.startswith("autoencoder"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "write_checkpoint", interrupting)
+    answer = ask("fit", *quick, "--data", pictures, "--out", out, "--quiet")
+    assert answer.code == 130
+    assert answer.err.strip() == f"Interrupted. To go on: posthoc-inn fit --out {out} --resume"
+    assert not (out / "metrics.json").exists()
+
+
+SLOWLY = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import pytest
+from conftest import make_quick
+make_quick(pytest.MonkeyPatch())
+from posthoc_inn.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", ["classifier", "autoencoder", "t"])
+def test_kill_9_at_any_stage_can_be_resumed(ask, pictures, quick, tmp_path, after):
+    out = tmp_path / "run"
+    args = ["fit", *quick, "--classifier-steps", "300", "--autoencoder-steps", "100", "--steps", "100"]
+    here = os.path.dirname(__file__)
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, here, *args, "--data", str(pictures), "--out", str(out), "--quiet"],
+        stdout=subprocess.DEVNULL,
+    )
+    waited = time.monotonic() + 120
+    while not (out / "checkpoints" / f"{after}.safetensors").exists():
+        assert child.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < waited
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    answer = ask("fit", "--out", out, "--resume", "--quiet", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["figures"]["training"]["t"]["rows"][-1]["step"] <= 100

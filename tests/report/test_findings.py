@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+from report_helpers import METRICS
+
+from posthoc_inn.report import findings
+
+
+def by_label(metrics):
+    return {finding.label: finding for finding in findings(metrics)}
+
+
+def test_good_figures_are_called_good():
+    found = by_label(METRICS)
+    assert found["Same prediction as the image"].status == "good"
+    assert found["Same prediction as the image"].value == "92.0 ± 0.9 %"
+    assert found["Explained by what the layer ignores"].status == "info"
+    assert {f.status for f in found.values()} == {"good", "info"}
+
+
+@pytest.mark.parametrize(
+    ("part", "figure", "value", "label", "status"),
+    [
+        ("faithfulness", "agreement", 0.8, "Same prediction as the image", "fair"),
+        ("faithfulness", "agreement", 0.5, "Same prediction as the image", "poor"),
+        ("faithfulness", "similarity", 0.6, "Same features at the layer", "poor"),
+        ("autoencoder", "error", 0.02, "Reconstruction error", "fair"),
+        ("autoencoder", "agreement", 0.5, "Same prediction for reconstructions", "poor"),
+        ("likelihood", "verdict", "diverged", "Training", "poor"),
+        ("likelihood", "verdict", "still improving", "Training", "fair"),
+        ("likelihood", "held_out", 95.0, "Negative log-likelihood, held out", "poor"),
+        ("likelihood", "train", 1.0, "Held-out minus training", "poor"),
+        ("likelihood", "v_std", 1.5, "v: mean, deviation", "poor"),
+        ("likelihood", "round_trip", 0.1, "Round trip", "poor"),
+        ("model", "accuracy", 0.12, "Accuracy on held-out images", "poor"),
+    ],
+)
+def test_bad_figures_are_called_bad_and_come_with_advice(part, figure, value, label, status):
+    metrics = copy.deepcopy(METRICS)
+    metrics[part][figure] = value
+    found = by_label(metrics)[label]
+    assert found.status == status
+    assert found.advice
+
+
+def test_a_layer_that_is_no_cut_is_told():
+    assert by_label({**METRICS, "is_cut": False})["Layer"].status == "fair"
+
+
+def test_a_model_that_is_no_classifier_has_no_agreement():
+    metrics = copy.deepcopy(METRICS)
+    metrics["model"] = {"name": "net"}
+    metrics["faithfulness"] |= {"agreement": None, "agreement_error": None}
+    metrics["autoencoder"] |= {"agreement": None, "agreement_error": None}
+    found = by_label(metrics)
+    assert "Same prediction as the image" not in found
+    assert "Same features at the layer" in found
+
+
+def test_nothing_measured_gives_no_findings():
+    assert findings({}) == []
