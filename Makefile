@@ -17,6 +17,11 @@ $(VENV)/.installed: $(PROJECTS)
 demo: $(VENV)/.installed
 	$(BIN)/posthoc-inn fit
 
+# The README's picture, as the demo makes it.
+pictures: demo
+	mkdir -p docs
+	cp runs/color-digits/samples.png docs/samples.png
+
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 

@@ -66,7 +66,16 @@ def register_autoencoders(register: Register[nn.Module]) -> None:
         channels=[1, 3],
         licence="MIT",
         reference="Making Sense of CNNs (ECCV 2020), appendix A.1 and tab. S1",
-        description="convolutional Gaussian autoencoder with learned output variance",
+        description="convolutional Gaussian autoencoder with learned output variance; channel statistics apart",
+    )
+    register(
+        "msc",
+        _conv,
+        sizes=[28, 32, 64, 128],
+        channels=[1, 3],
+        licence="MIT",
+        reference="Making Sense of CNNs (ECCV 2020), appendix A.1 and tab. S1",
+        description="tab. S1 as printed: batch norm, leaky ReLU, tanh",
     )
 
 

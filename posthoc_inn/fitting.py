@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from posthoc_inn.autoencoders import Autoencoder, TrainableAutoencoder
 from posthoc_inn.cache import DEFAULT_BUDGET, Cache, pixels, unit
@@ -312,7 +312,8 @@ class Fit:
     def _train_autoencoder(self, rows: Cache, held_out: Cache) -> History:
         config = self.config.autoencoder_training
         self.reporter.stage("autoencoder", config.steps)
-        task = AutoencoderTask(self.autoencoder, rows, held_out, batch_size=config.batch_size, seed=config.seed)
+        autoencoder = cast(TrainableAutoencoder, self.autoencoder)
+        task = AutoencoderTask(autoencoder, rows, held_out, batch_size=config.batch_size, seed=config.seed)
         return train(
             task,
             config,

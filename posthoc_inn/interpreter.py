@@ -193,7 +193,7 @@ class Interpreter:
         autoencoder_steps: int | None = None,
         out: str | Path | None = None,
     ) -> Plan:
-        """Return what `fit` with these arguments would do, and how long it would take; nothing is trained or written."""
+        """Return what `fit` with these arguments would do, and how long it would take; it trains nothing."""
         self._check_arguments(
             draws=draws, epochs=epochs, steps=steps, autoencoder_steps=autoencoder_steps, out=out, resume=False
         )
@@ -508,7 +508,8 @@ class Interpreter:
         self = cls(model, options.pop("layer"), **options, device=device)
         self.spec = bundle.adapter.spec if bundle.adapter.normalization is None else None
         self.adapter_ = bundle.adapter
-        self.autoencoder_, self.flow_ = bundle.autoencoder.to(where).eval(), bundle.flow.to(where).eval()
+        self.autoencoder_ = as_autoencoder(bundle.autoencoder.to(where).eval())
+        self.flow_ = bundle.flow.to(where).eval()
         self.metrics_ = bundle.metrics
         self.origin = bundle.origin
         self.pipeline_ = Pipeline(self.extractor, bundle.adapter, self.autoencoder_, self.flow_, where)

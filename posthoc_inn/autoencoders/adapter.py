@@ -109,7 +109,7 @@ def as_autoencoder(given: object) -> Autoencoder:
     missing = [name for name in ("encode", "decode", "config", "latent_dim") if not hasattr(given, name)]
     if not isinstance(given, nn.Module) or missing:
         raise ConfigError(
-            f"An autoencoder is a torch module with encode, decode, config and latent_dim; {type(given).__name__} lacks "
+            f"An autoencoder is a module with encode, decode, config and latent_dim; {type(given).__name__} lacks "
             f"{', '.join(missing) or 'being a module'}. Wrap your own in GivenAutoencoder(encoder, decoder, size=...)."
         )
     return cast(Autoencoder, given)

@@ -110,7 +110,7 @@ class ConvAutoencoder(TrainableAutoencoder):
 
     def _decoded(self, z_bar: Tensor) -> Tensor:
         """Return images in units of [-1, 1], not clamped, so that gradients reach values outside."""
-        content = self.decoder(z_bar).float()
+        content: Tensor = self.decoder(z_bar).float()
         if self._is_table:
             return torch.tanh(content)
         # Standardised, so that what the statistics say is what the picture has, whatever its content.
@@ -124,20 +124,22 @@ class ConvAutoencoder(TrainableAutoencoder):
         """Return "loss", "error" and "kl" for images (B, C, H, W) in [0, 1] and noise (B, D); scalars.
 
         The output variance γ of MSC A.1 is learned in closed form: for given reconstructions the likelihood is
-        largest at γ = their mean squared error, which gives the loss n/2 (log 2πγ + 1) + KL per image of n values
-        (Rybkin et al. 2021, arXiv:2006.13202). `loss` is that negative lower bound divided by n; `error` is γ, the
+        largest at γ = their mean squared error (Rybkin et al. 2021, arXiv:2006.13202), or at its lower bound. `loss`
+        is the negative lower bound n/2 (error / γ + log 2πγ) + KL per image of n values, divided by n; `error` is the
         mean squared error of images in [-1, 1]; `kl` is in nats per image.
         """
         mean, std = self.encode(images)
         error = F.mse_loss(self._decoded(mean + std * noise), images * 2 - 1)
         kl = kl_to_standard_normal(mean, std).mean()
         values = images[0].numel()
-        loss = 0.5 * (torch.log(2 * math.pi * error.clamp_min(1e-8)) + 1) + kl / values
+        gamma = error.detach().clamp_min(max(self.config.min_gamma, 1e-8))
+        loss = 0.5 * (error / gamma + torch.log(2 * math.pi * gamma)) + kl / values
         return {"loss": loss, "error": error, "kl": kl}
 
     def loss(self, images: Tensor, noise: Tensor) -> Tensor:
         """Return the training loss of `loss_figures`, and keep γ up to date."""
         figures = self.loss_figures(images, noise)
         with torch.no_grad():
-            self.log_gamma.lerp_(figures["error"].detach().clamp_min(1e-8).log().to(self.log_gamma), 0.01)
+            gamma = figures["error"].detach().clamp_min(max(self.config.min_gamma, 1e-8))
+            self.log_gamma.lerp_(gamma.log().to(self.log_gamma), 0.01)
         return figures["loss"]

@@ -53,6 +53,7 @@ class Linear(nn.Linear):
         gain: Output deviation over input deviation, at the start; 0 gives a layer that returns zeros.
         fan_in: Inputs that the weights are scaled for, where this layer is a part of a wider one.
         bias: Whether there is an offset; it starts at zero.
+        is_exact: Never run in a lower precision.
 
     >>> layer = Linear(4, 2, generator=torch.Generator().manual_seed(0))
     >>> set_compute_dtype(layer, torch.bfloat16)
@@ -71,8 +72,10 @@ class Linear(nn.Linear):
         gain: float = 1.0,
         fan_in: int | None = None,
         bias: bool = True,
+        is_exact: bool = False,
     ) -> None:
         super().__init__(in_features, out_features, bias=bias)
+        self.is_exact = is_exact
         if gain:
             _draw(self.weight, gain * math.sqrt(3 / (fan_in or in_features)), generator)
 
@@ -130,7 +133,8 @@ def set_compute_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
     """Let the matrix products of every subnet and conditioner in `module` run in `dtype`.
 
     None goes back to the parameters' own. Parameters, scale exponents, log-determinants and sums keep their
-    precision.
+    precision, and so do the first and the last layer of each subnet: an encoder's noise can be as small as a hundredth,
+    which bf16's rounding of z_bar and of shifts (1 in 256) would drown, at a cost of nats.
 
     Raises:
         ConfigError: `dtype` is no floating-point type.
@@ -138,7 +142,7 @@ def set_compute_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
     if dtype is not None and not dtype.is_floating_point:
         raise ConfigError(f"compute dtype must be a floating-point type such as torch.bfloat16, or None; got {dtype}.")
     for layer in module.modules():
-        if isinstance(layer, Linear | Conv2d):
+        if isinstance(layer, Conv2d) or (isinstance(layer, Linear) and not layer.is_exact):
             layer.compute_dtype = dtype
 
 
@@ -188,13 +192,13 @@ class Subnet(nn.Module):
     ) -> None:
         super().__init__()
         fan_in = inputs + context_dim
-        self.input = Linear(inputs, width, generator=generator, fan_in=fan_in)
+        self.input = Linear(inputs, width, generator=generator, fan_in=fan_in, is_exact=True)
         self.context = (
             Linear(context_dim, width, generator=generator, fan_in=fan_in, bias=False) if context_dim else None
         )
         gain = math.sqrt(2)
         self.hidden = nn.ModuleList(Linear(width, width, generator=generator, gain=gain) for _ in range(depth - 1))
-        self.output = Linear(width, outputs, generator=generator, gain=0.0)
+        self.output = Linear(width, outputs, generator=generator, gain=0.0, is_exact=True)
         self.activation = make_activation(activation)
         self.dropout = nn.Dropout(dropout) if dropout else None
 
