@@ -19,8 +19,8 @@ demo: $(VENV)/.installed
 
 # The README's picture, as the demo makes it.
 pictures: demo
-	mkdir -p docs
-	cp runs/color-digits/samples.png docs/samples.png
+	mkdir -p examples/pictures
+	cp runs/color-digits/samples.png examples/pictures/color-digits.png
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

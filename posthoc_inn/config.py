@@ -355,16 +355,9 @@ class FitConfig(Config):
 
 
 _AUTOENCODER_TRAINING = TrainConfig(
-    steps=12000,
-    batch_size=128,
-    lr=2e-3,
-    betas=(0.9, 0.99),
-    weight_decay=0.0,
-    clip=1.0,
-    eval_every=1000,
-    patience=0,
+    steps=12000, batch_size=64, lr=3e-3, weight_decay=0.0, warmup=0.02, clip=1.0, eval_every=1000, patience=0
 )
-_FLOW_TRAINING = TrainConfig()
+_FLOW_TRAINING = TrainConfig(steps=14_000, lr=3e-3, weight_decay=0.3, eval_every=1000, patience=0)
 
 
 def _preset(
@@ -379,7 +372,7 @@ def _preset(
     autoencoder: TrainConfig = _AUTOENCODER_TRAINING,
     training: TrainConfig = _FLOW_TRAINING,
     dropout: float = 0.0,
-    autoencoder_width: int = 64,
+    autoencoder_width: int = 32,
 ) -> FitConfig:
     flow = FlowConfig(
         dim=dim,
@@ -409,7 +402,15 @@ _PAPER: dict[str, Any] = {"separate_nets": True, "training": _PAPER_TRAINING, "a
 _PRESETS: dict[str, FitConfig] = {
     p.preset: p
     for p in (
-        _preset("default", blocks=8, width=256),
+        _preset("default", blocks=8, width=256, dropout=0.1),
+        _preset(
+            "quick",
+            blocks=8,
+            width=192,
+            dropout=0.1,
+            autoencoder=_AUTOENCODER_TRAINING.replace(steps=4000, eval_every=500),
+            training=_FLOW_TRAINING.replace(steps=2500, eval_every=250),
+        ),
         # The papers' h_d counts what lies between first and last hidden layer: 2 there is a depth of 3 here.
         _preset(
             "paper-comparison", dim=128, blocks=20, width=1024, depth=3, separate_nets=True, training=_PAPER_TRAINING

@@ -53,7 +53,7 @@ NOT_OF_THE_RUN = ("out", "resume", "overwrite", "as_json", "quiet", "threads", "
 )  # fmt: skip
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
-    r"""Recover what a layer of a trained model ignores, and show it.
+    """Recover what a layer of a trained model ignores, and show it.
 
     Trains an autoencoder on the images, then the invertible network t on what the layer keeps of them; measures on
     held-out images; writes a bundle, metrics.json and report.html.
@@ -66,7 +66,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     posthoc-inn fit --backbone resnet50 --weights DEFAULT --layer layer4 --data photos/
     posthoc-inn fit --model mycode.nets:build --weights net.pth --layer features.7 --data photos/
     posthoc-inn fit --out runs/mine --resume
-    """
+    """  # noqa: D301 (click reads a real \b)
     explicit = {name for name in given if ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)}
     out = given["out"] or Path(DEFAULT_OUT)
     own = {name: _plain(value) for name, value in given.items() if name not in NOT_OF_THE_RUN}

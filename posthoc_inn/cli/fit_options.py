@@ -15,7 +15,7 @@ from posthoc_inn.plugins import PluginManager
 
 EMBEDDED_DRAWS = 40
 """Colourings of each embedded digit, unless --draws says otherwise."""
-EMBEDDED_PRESET = "default"
+EMBEDDED_PRESET = "quick"
 """Sizes and steps of the embedded example, unless --preset says otherwise."""
 
 

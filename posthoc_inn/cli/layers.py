@@ -41,14 +41,14 @@ def command(
     leaves: bool,
     as_json: bool,
 ) -> None:
-    r"""List a model's layers: the names that --layer takes.
+    """List a model's layers: the names that --layer takes.
 
     A layer is a true cut when the image reaches the model's output through it alone.
 
     \b
     posthoc-inn layers --backbone timm:convnext_tiny
     posthoc-inn layers --model mycode.nets:build --input-shape 1x28x28
-    """
+    """  # noqa: D301 (click reads a real \b)
     problems = Problems("posthoc-inn layers")
     problems.check(
         (backbone is None) != (model is None), "give --backbone (a registered network) or --model (your own)"

@@ -54,13 +54,13 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    r"""Draw images that a layer cannot tell apart from given ones.
+    """Draw images that a layer cannot tell apart from given ones.
 
     Writes a grid: the input, its reconstruction, and samples with the same representation at the layer.
 
     \b
     posthoc-inn sample --bundle runs/color-digits/bundle --images a.png b.png --out grid.png
-    """  # fmt: skip
+    """  # noqa: D301 (click reads a real \b)  # fmt: skip
     from posthoc_inn.cli.options import device_option
     from posthoc_inn.errors import Problems
 

@@ -73,9 +73,12 @@ def test_it_satisfies_the_protocol():
 def test_the_compute_dtype_reaches_flow_and_conditioner():
     t = make((6, 8, 8))
     set_compute_dtype(t, torch.bfloat16)
-    found = [m.compute_dtype for m in t.modules() if hasattr(m, "compute_dtype")]
-    assert len(found) == 2 * 2 * 4 + 2
-    assert set(found) == {torch.bfloat16}
+    layers = {name: m for name, m in t.named_modules() if hasattr(m, "compute_dtype")}
+    assert len(layers) == 2 * 2 * 4 + 2
+    # What reads z_bar, and what gives scale and shift, stays exact.
+    exact = {name for name, m in layers.items() if m.compute_dtype is None}
+    assert exact == {name for name in layers if name.endswith((".input", ".output"))}
+    assert {layers[name].compute_dtype for name in layers.keys() - exact} == {torch.bfloat16}
 
 
 def test_a_linear_gaussian_conditional_is_learned_to_its_entropy():
