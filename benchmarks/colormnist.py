@@ -3,8 +3,8 @@
     python benchmarks/colormnist.py --data-dir DIR [--out runs/colormnist] [--smoke]
 
 DIR holds MNIST as torchvision keeps it (MNIST/raw/*-ubyte, or the .gz files). Trains the classifier from scratch (Adam
-1e-4, 14,000 steps of 64) unless it is given, runs `Interpreter.fit` with the default preset and times it, trains a plain
-flow recipe on the same latents for comparison, and prints one table. Every stage resumes when started again.
+1e-4, 14,000 steps of 64) unless it is given, runs `Interpreter.fit` with the default preset and times it, trains a
+plain flow recipe on the same latents for comparison, and prints one table. Every stage resumes when started again.
 """
 
 from __future__ import annotations

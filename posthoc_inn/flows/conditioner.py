@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from posthoc_inn.config import ConditionerConfig
 from posthoc_inn.errors import ConfigError, DataError, NotFittedError, ShapeError
 from posthoc_inn.flows.fitted import FittedOnce
-from posthoc_inn.flows.subnet import Conv2d, Linear, make_activation
+from posthoc_inn.flows.subnet import Conv2d, Dropout, Linear, make_activation
 
 CLIP = 10.0
 """Standardised z is clipped here: couplings return nonsense far outside the contexts they were trained on."""
@@ -33,7 +33,7 @@ def _mlp(
     for i in range(config.depth):
         layers += [Linear(inputs, config.width, generator=generator, gain=GAIN if i else first_gain)]
         layers += [make_activation(config.activation)]
-        layers += [nn.Dropout(config.dropout)] if config.dropout else []
+        layers += [Dropout(config.dropout)] if config.dropout else []
         inputs = config.width
     return [*layers, Linear(inputs, config.context_dim, generator=generator, gain=GAIN if config.depth else first_gain)]
 
@@ -57,7 +57,7 @@ def _map_net(config: ConditionerConfig, generator: torch.Generator) -> nn.Sequen
         out = max(min(config.width, 32), config.width >> max(0, halvings - 1 - i))
         layers += [Conv2d(channels, out, stride, generator=generator, gain=GAIN if i else FIRST_GAIN)]
         layers += [make_activation(config.activation)]
-        layers += [nn.Dropout(config.dropout)] if config.dropout else []
+        layers += [Dropout(config.dropout)] if config.dropout else []
         channels = out
         size = [math.ceil(n / s) for n, s in zip(size, stride, strict=True)]
     head = Linear(channels * size[0] * size[1], config.context_dim, generator=generator, gain=GAIN)

@@ -157,6 +157,33 @@ def make_activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+class Dropout(nn.Module):
+    """Dropout from random bytes: torch's own draws one number an element, which took a fifth of a training step of t.
+
+    Args:
+        rate: Share of elements set to zero in training, rounded to 256ths; the others are scaled up to keep the mean.
+
+    >>> torch.equal(Dropout(0.5).eval()(torch.ones(3)), torch.ones(3))
+    True
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.dropped = round(rate * 256)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Return `h`, any shape, thinned out in training."""
+        if not self.training or not self.dropped:
+            return h
+        words = torch.empty((h.numel() + 7) // 8, dtype=torch.int64, device=h.device).random_(-(2**63), None)
+        keep = words.view(torch.uint8)[: h.numel()].view(h.shape) >= self.dropped
+        return h * keep * (256 / (256 - self.dropped))
+
+    def extra_repr(self) -> str:
+        """Show the rate."""
+        return f"rate={self.dropped / 256:.4g}"
+
+
 class Subnet(nn.Module):
     """A fully connected network on [x, context] whose last layer starts at zero.
 
@@ -200,7 +227,7 @@ class Subnet(nn.Module):
         self.hidden = nn.ModuleList(Linear(width, width, generator=generator, gain=gain) for _ in range(depth - 1))
         self.output = Linear(width, outputs, generator=generator, gain=0.0, is_exact=True)
         self.activation = make_activation(activation)
-        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.dropout = Dropout(dropout) if dropout else None
 
     def project(self, context: Tensor) -> Tensor:
         """Return the first layer's share of `context`: (..., C) to (..., width)."""

@@ -10,7 +10,7 @@ from flow_helpers import build, context_for, randomize, rows
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import ConfigError, ShapeError
 from posthoc_inn.flows import AffineCoupling
-from posthoc_inn.flows.subnet import ACTIVATIONS, Subnet, make_activation
+from posthoc_inn.flows.subnet import ACTIVATIONS, Dropout, Subnet, make_activation
 
 
 def numpy_subnet(net, x, h):
@@ -115,3 +115,19 @@ def test_hidden_layers_start_near_unit_scale():
     net.hidden[-1].register_forward_hook(lambda module, inputs, output: seen.append(output.std().item()))
     net(torch.randn(512, 32), net.project(torch.randn(512, 32)))
     assert 0.3 < seen[0] < 3
+
+
+def test_dropout_keeps_the_mean_drops_its_share_and_draws_every_element_alone():
+    layer = Dropout(0.1).train()
+    torch.manual_seed(0)
+    out = layer(torch.ones(400, 333))
+    dropped = (out == 0).float()
+    assert abs(float(dropped.mean()) - 26 / 256) < 3 * (0.1 * 0.9 / out.numel()) ** 0.5
+    assert abs(float(out.mean()) - 1) < 5e-3
+    assert dropped.mean(0).std() < 1.3 * (0.1 * 0.9 / 400) ** 0.5
+    assert abs(float((dropped[:, 1:] * dropped[:, :-1]).mean()) - (26 / 256) ** 2) < 1e-3
+    x = torch.ones(5, requires_grad=True)
+    torch.manual_seed(1)
+    y = layer(x)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
