@@ -357,7 +357,7 @@ class FitConfig(Config):
 _AUTOENCODER_TRAINING = TrainConfig(
     steps=12000, batch_size=64, lr=3e-3, weight_decay=0.0, warmup=0.02, clip=1.0, eval_every=1000, patience=0
 )
-_FLOW_TRAINING = TrainConfig(steps=14_000, lr=3e-3, weight_decay=0.3, eval_every=1000, patience=0)
+_FLOW_TRAINING = TrainConfig(steps=14_000, lr=3e-3, weight_decay=0.3, eval_every=1000, patience=4)
 
 
 def _preset(
@@ -407,9 +407,9 @@ _PRESETS: dict[str, FitConfig] = {
             "quick",
             blocks=8,
             width=192,
-            dropout=0.1,
-            autoencoder=_AUTOENCODER_TRAINING.replace(steps=4000, eval_every=500),
-            training=_FLOW_TRAINING.replace(steps=2500, eval_every=250),
+            dropout=0.2,
+            autoencoder=_AUTOENCODER_TRAINING.replace(steps=3000, eval_every=500),
+            training=_FLOW_TRAINING.replace(steps=1800, eval_every=200),
         ),
         # The papers' h_d counts what lies between first and last hidden layer: 2 there is a depth of 3 here.
         _preset(

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ class Plan:
     Attributes:
         lines: In words, a line each.
         seconds: Estimated time of each stage, from a few steps measured on this machine.
-        memory: Estimated bytes in memory.
+        memory: Estimated bytes in memory, those held already included; the rows that the system keeps of files on disk
+        are not.
     """
 
     lines: tuple[str, ...]
@@ -139,7 +141,8 @@ class Fit:
         cached = self.budget if rows is None else min(self.budget, rows * row_bytes)
         if self.out is not None:
             cached = 0  # mapped from disk
-        memory = cached + parameters * 4 * 6
+        # Weights, gradients, two moments, the best weights and their copies for timing, besides what is there already.
+        memory = resident() + cached + parameters * 4 * 6
         count = "an unknown number of" if known is None else f"{known:,}"
         z = "×".join(map(str, row["z"].shape[1:]))
         own = (
@@ -345,6 +348,16 @@ class Fit:
             resume=self.resume,
             progress=lambda step, total, figures: self.reporter.advance(step, figures),
         )
+
+
+def resident() -> int:
+    """Return the most memory this process has held so far, in bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _time(step: Callable[[], None], device: torch.device) -> float:

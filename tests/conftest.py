@@ -6,24 +6,20 @@ import pytest
 import torch
 
 
+def switches():
+    return (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads(),
+    )
+
+
 @pytest.fixture(autouse=True)
 def _torch_state_is_left_alone():
-    before = (
-        torch.get_default_dtype(),
-        torch.is_grad_enabled(),
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.deterministic,
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_num_threads(),
-    )
+    before = switches()
     torch.manual_seed(0)
     yield
-    after = (
-        torch.get_default_dtype(),
-        torch.is_grad_enabled(),
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.deterministic,
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_num_threads(),
-    )
-    assert after == before, "a test or the code under it changed a global torch switch"
+    assert switches() == before, "a test or the code under it changed a global torch switch"

@@ -49,8 +49,8 @@ class Likelihood(Result):
 ADVICE: dict[Verdict, str] = {
     "converged": "More steps would not gain; a wider preset might.",
     "still improving": "The likelihood was still rising at the end: train longer (--steps).",
-    "overfitting": "Held-out likelihood fell while training likelihood rose; the best weights were kept. "
-    "More images or more random draws of each help most.",
+    "overfitting": "t fits its training images better than held-out ones; the weights that were best on held-out ones "
+    "were kept. More images, or more random draws of each, help most.",
     "diverged": "Do not trust the samples: lower the learning rate or look at the data for outliers.",
 }
 

@@ -28,7 +28,7 @@ class ConvAutoencoder(TrainableAutoencoder):
 
     Two kinds share the table's convolutions. "msc" is the table: batch norm, leaky ReLU, tanh. "conv", the default,
     leaves batch norm out and codes each channel's mean and deviation apart from its standardised content: colour and
-    contrast multiply shape, which convolutions alone are slow to learn (benchmarks/README.md has the figures).
+    contrast multiply shape, which convolutions alone are slow to learn (benchmarks/autoencoders.py measures it).
 
     Args:
         config: Image size, channels, latent width, kind "conv" or "msc".
