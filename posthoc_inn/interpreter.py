@@ -279,7 +279,9 @@ class Interpreter:
         else:
             size, picture_channels = self.image_size or choose_image_size(height, width), channels
         if self.spec is not None:
-            return InputAdapter(self.spec, None, size, picture_channels)
+            # Pictures have the autoencoder's size: they must reach the model at the size the images did.
+            spec = self.spec if self.spec.size is not None else self.spec.replace(size=(height, width))
+            return InputAdapter(spec, None, size, picture_channels)
         found = recognize_normalization(source, mean=self.mean, std=self.std)
         reporter.note(f"images: {found.source}")
         spec = ImageSpec(size=(height, width), mean=found.mean, std=found.std, channels=channels)

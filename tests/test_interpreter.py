@@ -168,6 +168,14 @@ def test_one_channel_dicts_and_other_sizes_work(digits):
     assert it.sample(big[:2], n=3).shape == (2, 3, 1, 32, 32)
 
 
+def test_a_spec_without_a_size_feeds_pictures_at_the_size_of_the_images(digits):
+    big = nn.functional.interpolate(digits, size=(37, 37))
+    model = nn.Sequential(network()[:5], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    it = interpreter(model, "0.3", spec=ImageSpec(), image_size=32).fit(big)
+    assert it.adapter_.images_to_model(it.sample(big[:2], n=1)[:, 0]).shape == (2, 3, 37, 37)
+    assert it.metrics_["faithfulness"]["similarity"] is not None
+
+
 def test_a_fitted_autoencoder_is_shared_and_not_trained_again(fitted, digits):
     before = {k: v.clone() for k, v in fitted.autoencoder_.state_dict().items()}
     other = interpreter(layer="0", spec=SPEC, autoencoder=fitted.autoencoder_).fit(digits)
