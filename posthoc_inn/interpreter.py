@@ -283,7 +283,8 @@ class Interpreter:
             spec = self.spec if self.spec.size is not None else self.spec.replace(size=(height, width))
             return InputAdapter(spec, None, size, picture_channels)
         found = recognize_normalization(source, mean=self.mean, std=self.std)
-        reporter.note(f"images: {found.source}")
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (found.mean, found.std))
+        reporter.note(f"images are taken as normalised with mean {mean} and std {std}: {found.source}")
         spec = ImageSpec(size=(height, width), mean=found.mean, std=found.std, channels=channels)
         return InputAdapter(spec, found, size, picture_channels)
 
