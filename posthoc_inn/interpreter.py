@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from posthoc_inn import analysis
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
 from posthoc_inn.bundle import Bundle, load_bundle, save_bundle
-from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec, Precision, preset
+from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec, Precision, TrainConfig, preset
 from posthoc_inn.errors import ConfigError, DataError, NotFittedError, PosthocInnError, Problems, ShapeError
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.fingerprint import describe_tensors, fingerprint
@@ -33,6 +33,11 @@ def choose_image_size(height: int, width: int) -> int:
     """
     side = min(height, width)
     return next((size for size, limit in ((28, 28), (32, 40), (64, 96)) if side <= limit), 128)
+
+
+def _of_length(training: TrainConfig, steps: int) -> TrainConfig:
+    """Return `training` with other steps, looking at held-out data at least five times where it can."""
+    return training.replace(steps=steps, eval_every=max(1, min(training.eval_every, steps // 5)))
 
 
 class Interpreter:
@@ -201,6 +206,10 @@ class Interpreter:
             data, held_out, draws, epochs, steps, autoencoder_steps, out, False, Reporter(), lambda stage, info: None
         ).plan()
 
+    @property
+    def _preset(self) -> FitConfig:
+        return preset(self.preset) if isinstance(self.preset, str) else self.preset
+
     def _check_arguments(self, **given: Any) -> None:
         problems = Problems("Interpreter.fit")
         for name in ("steps", "autoencoder_steps"):
@@ -249,7 +258,7 @@ class Interpreter:
         if self.probe_.note:
             reporter.note(self.probe_.note)
         autoencoder, is_fitted = self._autoencoder(self.adapter_)
-        config = preset(self.preset) if isinstance(self.preset, str) else self.preset
+        config = self._preset
         config = self._configured(config, autoencoder, source.length, draws, epochs, steps, autoencoder_steps)
         return Fit(
             extractor=self.extractor,
@@ -292,7 +301,7 @@ class Interpreter:
         """Return the autoencoder, and whether it needs no training."""
         if isinstance(self.autoencoder, nn.Module):
             return as_autoencoder(self.autoencoder), True
-        config = preset(self.preset) if isinstance(self.preset, str) else self.preset
+        config = self._preset
         wanted = self.autoencoder or AutoencoderConfig(
             size=adapter.image_size,
             channels=adapter.channels,
@@ -322,12 +331,9 @@ class Interpreter:
                 raise ConfigError("epochs needs data of a known length; give steps instead.")
             steps = max(1, round(epochs * length * draws / training.batch_size))
         if steps is not None:
-            looks = max(1, min(training.eval_every, steps // 5))
-            config = config.replace(flow_training=training.replace(steps=steps, eval_every=looks))
+            config = config.replace(flow_training=_of_length(training, steps))
         if autoencoder_steps is not None:
-            trained = config.autoencoder_training
-            looks = max(1, min(trained.eval_every, autoencoder_steps // 5))
-            config = config.replace(autoencoder_training=trained.replace(steps=autoencoder_steps, eval_every=looks))
+            config = config.replace(autoencoder_training=_of_length(config.autoencoder_training, autoencoder_steps))
         return config
 
     def _learned(self, fit: Fit, result: FitResult) -> None:

@@ -158,7 +158,7 @@ def make_activation(name: str) -> nn.Module:
 
 
 class Dropout(nn.Module):
-    """Dropout from random bytes: torch's own draws one number an element, which took a fifth of a training step of t.
+    """Dropout from random bytes: torch's own draws one number an element, which is slow on a CPU.
 
     Args:
         rate: Share of elements set to zero in training, rounded to 256ths; the others are scaled up to keep the mean.
