@@ -65,7 +65,12 @@ class ActNorm(FittedOnce):
         self.log_scale.copy_(-std.log())
         self._mark_initialized()
 
-    def _check(self) -> None:
+    def check_initialized(self) -> None:
+        """Check that shift and scale were set.
+
+        Raises:
+            NotFittedError: `initialize` was not called.
+        """
         if not self.is_initialized:
             raise NotFittedError(
                 "This flow was not initialised: its actnorm layers take their shift and scale from data. "
@@ -78,7 +83,7 @@ class ActNorm(FittedOnce):
         Raises:
             NotFittedError: `initialize` was not called.
         """
-        self._check()
+        self.check_initialized()
         log_det = self.log_scale.sum(dtype=torch.promote_types(self.log_scale.dtype, torch.float32))
         return (x + self.shift) * self.log_scale.exp(), log_det.expand(x.shape[:-1])
 
@@ -88,7 +93,7 @@ class ActNorm(FittedOnce):
         Raises:
             NotFittedError: `initialize` was not called.
         """
-        self._check()
+        self.check_initialized()
         return y * (-self.log_scale).exp() - self.shift
 
     def extra_repr(self) -> str:

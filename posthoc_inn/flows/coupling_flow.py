@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import ConfigError, DataError, ShapeError, UnknownNameError, suggest
+from posthoc_inn.flows import fast
 from posthoc_inn.flows.actnorm import ActNorm
 from posthoc_inn.flows.coupling import AffineCoupling, Context, ProjectedContext, check_context, check_width
 from posthoc_inn.flows.permutation import Permutation
 from posthoc_inn.flows.spline import SplineCoupling
+from posthoc_inn.flows.workspace import Workspace
 
 CouplingFactory = Callable[..., nn.Module]
 """`factory(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn.Module`.
@@ -110,7 +112,7 @@ class CouplingFlow(nn.Module):
         """
         check_context(context, self.config.context_dim)
         context = context.to(self._dtype)
-        couplings: list[Any] = [coupling for block in self._blocks() for coupling in block.couplings]
+        couplings: list[Any] = [coupling for block in self.parts() for coupling in block.couplings]
         terms = [c.project(context) if hasattr(c, "project") else context for c in couplings]
         return ProjectedContext(tuple(terms), context.shape[:-1])
 
@@ -122,8 +124,10 @@ class CouplingFlow(nn.Module):
             NotFittedError: The flow was not initialised.
         """
         x, terms = self._prepare(x, context)
+        if fast.applies(self, x, context):
+            return fast.forward(self, x, None if context is None else cast(Tensor, terms[0][0]))
         log_det = x.new_zeros(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32))
-        for block, pair in zip(self._blocks(), terms, strict=True):
+        for block, pair in zip(self.parts(), terms, strict=True):
             x, term = block(x, *pair)
             log_det = log_det + term
         return x, log_det
@@ -136,7 +140,7 @@ class CouplingFlow(nn.Module):
             NotFittedError: The flow was not initialised.
         """
         y, terms = self._prepare(y, context)
-        for block, pair in zip(reversed(self._blocks()), reversed(terms), strict=True):
+        for block, pair in zip(reversed(self.parts()), reversed(terms), strict=True):
             y = block.inverse(y, *pair)
         return y
 
@@ -155,12 +159,24 @@ class CouplingFlow(nn.Module):
         if isinstance(context, Tensor) and not bool(torch.isfinite(context).all()):
             raise DataError("The context to initialise from holds NaN or infinity; look for what made it.")
         with evaluating(self):
-            for block, pair in zip(self._blocks(), terms, strict=True):
+            for block, pair in zip(self.parts(), terms, strict=True):
                 block.actnorm.initialize(x, force=True)
                 x, _ = block(x, *pair)
 
-    def _blocks(self) -> list[Block]:
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and use, as any module does; outside training the fast path's memory is freed."""
+        if not mode:
+            Workspace.release(self)
+        return super().train(mode)
+
+    def parts(self) -> list[Block]:
+        """Return the blocks, first to last."""
         return cast(list[Block], list(self.blocks))
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether every coupling is the built-in affine one."""
+        return all(type(coupling) is AffineCoupling for block in self.parts() for coupling in block.couplings)
 
     @property
     def _dtype(self) -> torch.dtype:

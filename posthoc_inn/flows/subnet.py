@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -157,6 +158,13 @@ def make_activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+def draw_keep(keep: Tensor, dropped: int) -> Tensor:
+    """Fill `keep`, contiguous, with zeros for `dropped` in 256 elements and ones; from torch's global generator."""
+    count = keep.numel()
+    words = torch.empty((count + 7) // 8, dtype=torch.int64, device=keep.device).random_(-(2**63), None)
+    return torch.ge(words.view(torch.uint8)[:count].view(keep.shape), dropped, out=keep)
+
+
 class Dropout(nn.Module):
     """Dropout from random bytes: torch's own draws one number an element, which is slow on a CPU.
 
@@ -175,8 +183,7 @@ class Dropout(nn.Module):
         """Return `h`, any shape, thinned out in training."""
         if not self.training or not self.dropped:
             return h
-        words = torch.empty((h.numel() + 7) // 8, dtype=torch.int64, device=h.device).random_(-(2**63), None)
-        keep = words.view(torch.uint8)[: h.numel()].view(h.shape) >= self.dropped
+        keep = draw_keep(torch.empty_like(h, memory_format=torch.contiguous_format), self.dropped)
         return h * keep * (256 / (256 - self.dropped))
 
     def extra_repr(self) -> str:
@@ -228,6 +235,10 @@ class Subnet(nn.Module):
         self.output = Linear(width, outputs, generator=generator, gain=0.0, is_exact=True)
         self.activation = make_activation(activation)
         self.dropout = Dropout(dropout) if dropout else None
+
+    def hidden_layers(self) -> list[Linear]:
+        """Return the layers between the first and the last."""
+        return cast(list[Linear], list(self.hidden))
 
     def project(self, context: Tensor) -> Tensor:
         """Return the first layer's share of `context`: (..., C) to (..., width)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from posthoc_inn.config import TrainConfig
 from posthoc_inn.errors import TrainingError
 from posthoc_inn.training import train
 from posthoc_inn.training.checkpoint import read_checkpoint
+from posthoc_inn.training.loop import clip_gradients
 
 
 class LineLoss(nn.Module):
@@ -227,3 +229,15 @@ def test_ctrl_c_writes_a_checkpoint_of_the_very_step(tmp_path):
     assert step >= 7
     assert step % 5 != 0 or step >= 10
     assert any(k.startswith("module.") for k in load_file(path))
+
+
+@pytest.mark.parametrize("bound", [0.5, 1e6, math.inf])
+def test_clipping_is_that_of_torch(bound):
+    modules = [torch.nn.Linear(4, 3).double() for _ in range(2)]
+    for module in modules:
+        for p, value in zip(module.parameters(), (2.0, -3.0), strict=True):
+            p.grad = torch.full_like(p, value)
+    expected = torch.nn.utils.clip_grad_norm_(modules[0].parameters(), bound)
+    assert clip_gradients(modules[1], bound) == pytest.approx(float(expected))
+    for p, q in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad)
