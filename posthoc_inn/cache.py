@@ -7,6 +7,8 @@ whatever the number of images (architecture, section 3).
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import os
 import shutil
 import tempfile
@@ -23,8 +25,10 @@ from posthoc_inn.errors import DataError, ShapeError
 
 DEFAULT_BUDGET = 2 * 2**30
 """Bytes of rows kept in memory before they go to disk."""
-
-_NUMPY = {torch.uint8: np.uint8, torch.int64: np.int64, torch.float32: np.float32, torch.float16: np.float16}
+BLOCK = 64 * 2**20
+"""Bytes by which memory grows at the most. glibc gives blocks above 32 MiB back to the system once they are freed."""
+SMALL_ROW = 128 * 2**10
+"""Bytes; larger rows gain from the system's reading ahead."""
 
 
 class Budget:
@@ -64,12 +68,18 @@ class Column:
         self.name = name
         self._budget = budget
         self._path = directory / f"{name}.raw"
-        self._chunks: list[Tensor] = []
+        self._blocks: list[Tensor] = []
+        self._room = 0  # rows left in the last block
         self._joined: Tensor | None = None
         self._length = 0
         self.shape: tuple[int, ...] = ()
         self.dtype = torch.float32
         self.is_on_disk = False
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def append(self, rows: Tensor) -> None:
         """Add rows, shape (B, *shape).
@@ -77,7 +87,7 @@ class Column:
         Raises:
             ShapeError: Shape or dtype differ from the rows before.
         """
-        rows = rows.detach().cpu().contiguous()
+        rows = rows.detach().cpu()
         if self._length == 0:
             self.shape, self.dtype = tuple(rows.shape[1:]), rows.dtype
         elif tuple(rows.shape[1:]) != self.shape or rows.dtype != self.dtype:
@@ -91,49 +101,86 @@ class Column:
         if self.is_on_disk:
             self._write(rows)
         else:
-            self._chunks.append(rows.clone())
+            self._keep(rows)
         self._length += len(rows)
+
+    def _keep(self, rows: Tensor) -> None:
+        """Copy rows into blocks, each as large as all before it up to BLOCK; what is not yet filled is not resident."""
+        while len(rows):
+            if not self._room:
+                self._room = max(len(rows), min(self._length, BLOCK // max(1, self.row_bytes)))
+                self._blocks.append(torch.empty(self._room, *self.shape, dtype=self.dtype))
+            block, part = self._blocks[-1], rows[: self._room]
+            start = len(block) - self._room
+            block[start : start + len(part)] = part
+            self._room -= len(part)
+            rows = rows[len(part) :]
+
+    def _take_blocks(self) -> Iterator[Tensor]:
+        """Yield the filled part of each block, and let go of it."""
+        if self._room:
+            self._blocks[-1] = self._blocks[-1][: -self._room]
+            self._room = 0
+        while self._blocks:
+            yield self._blocks.pop(0)
 
     def _spill(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_bytes(b"")
         self.is_on_disk = True
-        for chunk in self._chunks:
-            self._budget.left += chunk.nbytes
-            self._write(chunk)
-        self._chunks = []
+        self._joined = None
+        for block in self._take_blocks():
+            self._budget.left += block.nbytes
+            self._write(block)
 
     def _write(self, rows: Tensor) -> None:
         with open(self._path, "ab") as f:
-            f.write(rows.numpy().tobytes())
+            rows.contiguous().numpy().tofile(f)
 
     def tensor(self) -> Tensor:
         """Return all rows (N, *shape) as one tensor; on disk, a mapping of the file."""
         if self._joined is None:
-            if self.is_on_disk:
-                # r+: torch wants writable memory; nothing here writes to it.
-                mapped = np.memmap(self._path, _NUMPY[self.dtype], "r+", shape=(self._length, *self.shape))
-                self._joined = torch.from_numpy(mapped)
-            elif self._chunks:
-                self._joined = torch.cat(self._chunks)
-                self._chunks = [self._joined]
-            else:
+            if not self._length:
                 raise DataError(f"The cache of {self.name!r} is empty: the loader gave no images.")
+            self._joined = self._map() if self.is_on_disk else self._join()
         return self._joined
+
+    def _join(self) -> Tensor:
+        # Block by block, each freed once it is copied: memory peaks one block above the rows, not at twice their size.
+        if len(self._blocks) == 1 and not self._room:
+            return self._blocks[0]
+        joined = torch.empty(self._length, *self.shape, dtype=self.dtype)
+        start = 0
+        for block in self._take_blocks():
+            joined[start : start + len(block)] = block
+            start += len(block)
+        self._blocks = [joined]
+        return joined
+
+    def _map(self) -> Tensor:
+        with open(self._path, "r+b") as f:  # writable, since torch wants it so; nothing here writes to it
+            mapping = mmap.mmap(f.fileno(), 0)
+        if hasattr(mmap, "MADV_RANDOM") and self.row_bytes <= SMALL_ROW and 2 * len(mapping) > _physical_memory():
+            # Small rows, in random order, from a file that does not stay in memory: what is read ahead only evicts
+            # others.
+            mapping.madvise(mmap.MADV_RANDOM)
+        return torch.frombuffer(mapping, dtype=self.dtype).view(self._length, *self.shape)
 
     def close(self) -> dict[str, Any]:
         """Put all rows on disk and return what `reopen` needs."""
         if not self.is_on_disk:
-            joined = self.tensor()
-            self._chunks = []
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_bytes(b"")
-            self._write(joined)
+            self._spill()
         return {
             "shape": list(self.shape),
             "dtype": str(self.dtype).removeprefix("torch."),
             "rows": self._length,
         }
+
+    def discard(self) -> None:
+        """Forget all rows, and give their memory back to the budget."""
+        self._joined = None
+        self._budget.left += sum(block.nbytes for block in self._take_blocks())
+        self._length = 0
 
     def reopen(self, description: dict[str, Any]) -> None:
         """Map the file that `close` left.
@@ -143,7 +190,7 @@ class Column:
         """
         self.shape, self._length = tuple(description["shape"]), int(description["rows"])
         self.dtype = getattr(torch, description["dtype"])
-        wanted = self._length * int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        wanted = self._length * self.row_bytes
         found = self._path.stat().st_size if self._path.exists() else 0
         if found != wanted:
             raise DataError(f"{self._path} has {found} bytes where {wanted} belong: remove {self._path.parent}.")
@@ -153,8 +200,21 @@ class Column:
         """Return the rows at `index` (B,), in its order, as a tensor of its own."""
         return self.tensor()[index]
 
+    def span(self, start: int, stop: int) -> Tensor:
+        """Return rows `start` to `stop`, without the latter, as a tensor of its own."""
+        if not self.is_on_disk:
+            return self.tensor()[start:stop].clone()
+        # Read, not mapped: the system reads ahead, whatever was advised for the mapping.
+        count = max(0, min(stop, self._length) - start)
+        raw = np.fromfile(self._path, np.uint8, count * self.row_bytes, offset=start * self.row_bytes)
+        return torch.from_numpy(raw).view(self.dtype).view(count, *self.shape)
+
     def __len__(self) -> int:
         return self._length
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Cache:
@@ -162,7 +222,7 @@ class Cache:
 
     Args:
         directory: Where columns go that do not fit `budget`; a temporary one, removed with the cache, when None.
-        budget: Bytes kept in memory.
+        budget: Bytes kept in memory, or a `Budget` shared with other caches.
 
     >>> cache = Cache()
     >>> cache.append(z=torch.zeros(2, 3), mean=torch.ones(2, 4))
@@ -170,12 +230,12 @@ class Cache:
     (2, ['mean', 'z'])
     """
 
-    def __init__(self, directory: Path | None = None, budget: int = DEFAULT_BUDGET) -> None:
+    def __init__(self, directory: Path | None = None, budget: int | Budget = DEFAULT_BUDGET) -> None:
         if directory is None:
             directory = Path(tempfile.mkdtemp(prefix="posthoc-inn-"))
             weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
         self.directory = directory
-        self._budget = Budget(budget)
+        self._budget = budget if isinstance(budget, Budget) else Budget(budget)
         self._columns: dict[str, Column] = {}
 
     def append(self, **rows: Tensor) -> None:
@@ -222,8 +282,9 @@ class Cache:
         return name in self._columns
 
     def drop(self, name: str) -> None:
-        """Forget a column."""
-        self._columns.pop(name, None)
+        """Forget a column, and give its memory back to the budget."""
+        if name in self._columns:
+            self._columns.pop(name).discard()
 
     def names(self) -> list[str]:
         """Return the columns' names."""
@@ -232,8 +293,12 @@ class Cache:
     def batches(self, size: int, *names: str) -> Iterator[tuple[Tensor, ...]]:
         """Yield the named columns in order, `size` rows at a time."""
         for start in range(0, len(self), size):
-            index = torch.arange(start, min(start + size, len(self)))
-            yield tuple(self[name].rows(index) for name in names)
+            yield tuple(self[name].span(start, start + size) for name in names)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows, wherever they are."""
+        return sum(len(c) * c.row_bytes for c in self._columns.values())
 
     @property
     def is_on_disk(self) -> bool:

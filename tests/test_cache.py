@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from posthoc_inn.cache import Cache, pixels, unit
+from posthoc_inn.cache import Budget, Cache, pixels, unit
 from posthoc_inn.errors import DataError, ShapeError
 
 
@@ -25,14 +29,68 @@ def test_rows_come_back_wherever_they_are_kept(tmp_path, budget):
     assert torch.equal(cache["z"].tensor(), z)
     pick = torch.tensor([99, 0, 5, 5])
     assert torch.equal(cache["prediction"].rows(pick), label[pick])
-    assert torch.equal(torch.cat([b[0] for b in cache.batches(9, "z")]), z)
+    parts = [b[0] for b in cache.batches(9, "z")]
+    assert torch.equal(torch.cat(parts), z)
+    parts[0].zero_()  # a tensor of its own
+    assert torch.equal(cache["z"].span(0, 9), z[:9])
 
 
 def test_memory_never_exceeds_the_budget(tmp_path):
     cache = Cache(tmp_path, 1000)
     filled(cache, rows=500)
-    held = sum(c.nbytes for name in cache.names() for c in cache[name]._chunks)
+    held = sum(c.nbytes for name in cache.names() for c in cache[name]._blocks)
     assert held <= 1000
+
+
+@pytest.mark.parametrize("rows", [[1, 1, 1, 1], [100, 3], [5, 200, 7]])
+def test_blocks_of_any_size_join_in_order(tmp_path, rows, monkeypatch):
+    monkeypatch.setattr("posthoc_inn.cache.BLOCK", 64)  # five rows of three numbers
+    z = torch.randn(sum(rows), 3, generator=torch.Generator().manual_seed(0))
+    for budget in (0, 500, 10**9):
+        cache = Cache(tmp_path / str(budget), budget)
+        for part in z.split(rows):
+            cache.append(z=part)
+        assert torch.equal(cache["z"].tensor(), z)
+        order = torch.randperm(len(z), generator=torch.Generator().manual_seed(1))
+        for index in order.split(4):
+            assert torch.equal(cache["z"].rows(index), z[index])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from Linux's /proc")
+@pytest.mark.parametrize(("budget", "allowed"), [(10**9, 256 + 64 + 32), (0, 32)])
+def test_joining_needs_one_block_more_and_rows_on_disk_take_no_memory(tmp_path, budget, allowed):
+    script = """
+import sys, torch
+from pathlib import Path
+from posthoc_inn.cache import Cache
+
+def peak_megabytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) // 1024
+
+cache = Cache(Path(sys.argv[1]), int(sys.argv[2]))
+rows = torch.ones(256, 1024)
+cache.append(z=rows)
+before = peak_megabytes()
+for _ in range(255):
+    cache.append(z=rows)  # 256 MiB in all
+cache["z"].tensor()
+print(peak_megabytes() - before)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path), str(budget)]
+    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) <= allowed
+
+
+def test_what_a_dropped_column_held_may_be_used_again(tmp_path):
+    budget = Budget(1000)
+    cache, other = Cache(tmp_path / "a", budget), Cache(tmp_path / "b", budget)
+    cache.append(z=torch.zeros(200))
+    other.append(z=torch.zeros(200))
+    assert not cache.is_on_disk
+    assert other.is_on_disk
+    cache.drop("z")
+    other.append(mean=torch.zeros(200))
+    assert not other["mean"].is_on_disk
 
 
 def test_rows_may_be_appended_after_reading(tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -79,7 +80,8 @@ def _indexable(data: Any) -> Any:
     return data
 
 
-def _rows(count: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
+def _rows(count: int, held_out: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Return the row numbers of both parts, as arrays: 8 bytes a row where a list takes 40."""
     held = max(2, round(count * held_out))
     if count - held < 2:
         raise DataError(
@@ -87,10 +89,12 @@ def _rows(count: int, held_out: float, seed: int) -> tuple[list[int], list[int]]
             f"side); add images, or pass held-out data of its own."
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[held:].sort().values.tolist(), order[:held].sort().values.tolist()
+    parts = (order[held:].sort().values, order[:held].sort().values)
+    train_rows, held_rows = (array("q", part.numpy().tobytes()) for part in parts)
+    return train_rows, held_rows
 
 
-def _part(loader: DataLoader[Any], rows: list[int], *, is_training: bool) -> DataLoader[Any]:
+def _part(loader: DataLoader[Any], rows: Sequence[int], *, is_training: bool) -> DataLoader[Any]:
     is_known = type(loader.sampler) in (RandomSampler, SequentialSampler)
     if is_training and not is_known:
         warnings.warn(
