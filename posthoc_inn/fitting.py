@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import logging
+import os
 import shutil
 import sys
 import time
@@ -20,7 +21,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from posthoc_inn.autoencoders import Autoencoder, TrainableAutoencoder
-from posthoc_inn.cache import DEFAULT_BUDGET, Cache, pixels, unit
+from posthoc_inn.cache import DEFAULT_BUDGET, Budget, Cache, pixels, unit
 from posthoc_inn.config import ConditionerConfig, FitConfig
 from posthoc_inn.errors import DataError
 from posthoc_inn.features import LayerExtractor
@@ -31,9 +32,13 @@ from posthoc_inn.pipeline import CHUNK, InputAdapter, Pipeline, is_classificatio
 from posthoc_inn.progress import Reporter
 from posthoc_inn.training import History, train
 from posthoc_inn.training.tasks import AutoencoderLoss, AutoencoderTask, FlowLoss, FlowTask
+from posthoc_inn.training.threads import MIN_IMAGES, MIN_STEPS, fastest, thread_counts, time_threads, using_threads
 
 INITIALIZATION_ROWS = 4096
 """Rows that set the actnorm layers."""
+
+STAGES = "stages.json"
+"""Threads and seconds of each stage, beside the checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,13 @@ class Plan:
         seconds: Estimated time of each stage, from a few steps measured on this machine.
         memory: Estimated bytes in memory, those held already included; the rows that the system keeps of files on disk
         are not.
+        threads: CPU threads that each stage is fastest with at the moment.
     """
 
     lines: tuple[str, ...]
     seconds: dict[str, float]
     memory: int
+    threads: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -64,6 +71,7 @@ class FitResult:
         autoencoder_history: None when the autoencoder was given.
         flow_history: Curve of t.
         seconds: Time of each stage.
+        threads: CPU threads of each stage.
     """
 
     autoencoder: Autoencoder
@@ -73,10 +81,16 @@ class FitResult:
     autoencoder_history: History | None
     flow_history: History
     seconds: dict[str, float] = field(default_factory=dict)
+    threads: dict[str, int] = field(default_factory=dict)
 
 
 class Fit:
-    """One fit; see `Interpreter.fit` for the arguments."""
+    """One fit; see `Interpreter.fit` for the arguments.
+
+    On a CPU each long stage runs with the number of threads that a few of its steps are fastest with, at most
+    `torch.get_num_threads()`. The same seed gives the same bits only with the same numbers, so that they are told in
+    `FitResult.threads`, and a resumed run goes on with those of its beginning.
+    """
 
     def __init__(
         self,
@@ -105,6 +119,9 @@ class Fit:
         self.out, self.resume, self.budget = out, resume, budget
         self.reporter, self.on_stage = reporter, on_stage
         self.seconds: dict[str, float] = {}
+        self.threads: dict[str, int] = {}
+        if resume:
+            self._recall()
         self.flow = ConditionalFlow(
             config.flow,
             ConditionerConfig(
@@ -129,14 +146,16 @@ class Fit:
         started = time.perf_counter()
         row = self._row(batch)
         per_image = (time.perf_counter() - started) / len(batch)
+        self._choose_feature_threads()
         known = self.data.length
         rows = None if known is None else known * self.draws
         row_bytes = sum(v.nbytes for v in row.values()) // len(batch) + 8 * config.latent_dim
         seconds = {"features": 0.0 if rows is None else per_image * rows}
         if not self.autoencoder_is_fitted:
             steps = config.autoencoder_training.steps
-            seconds["autoencoder"] = steps * self._time_autoencoder(adapter)
-        seconds["t"] = config.flow_training.steps * self._time_flow(row["z"])
+            seconds["autoencoder"] = steps * self._pace("autoencoder", self._autoencoder_step(), steps)
+        steps = config.flow_training.steps
+        seconds["t"] = steps * self._pace("t", self._flow_step(row["z"]), steps)
         parameters = sum(p.numel() for m in (self.autoencoder, self.flow) for p in m.parameters())
         cached = self.budget if rows is None else min(self.budget, rows * row_bytes)
         if self.out is not None:
@@ -164,12 +183,35 @@ class Fit:
             f"t            preset {config.preset}: {config.flow.blocks} blocks of width {config.flow.width}, "
             f"{sum(p.numel() for p in self.flow.parameters()) / 1e6:.1f} M parameters, "
             f"{config.flow_training.steps:,} steps of {config.flow_training.batch_size}",
-            f"machine      {self.device}, {torch.get_num_threads()} threads, precision {self.precision}",
+            f"machine      {self.device}, {self._told_threads()}, precision {self.precision}",
             f"estimated    {sum(seconds.values()) / 60:.1f} minutes, {memory / 2**30:.1f} GiB of memory",
         )
-        return Plan(lines, seconds, memory)
+        return Plan(lines, seconds, memory, dict(self.threads))
 
-    def _time_autoencoder(self, adapter: InputAdapter) -> float:
+    def _told_threads(self) -> str:
+        most = torch.get_num_threads()
+        fewer = [f"{count} for {name}" for name, count in self.threads.items() if count < most]
+        return f"{most} thread{'s' * (most > 1)}" + (f" ({', '.join(fewer)}: faster so now)" if fewer else "")
+
+    def _pace(self, name: str, step: Callable[[], object], steps: int) -> float:
+        """Return the seconds of a step, and settle on the number of threads of the stage `name`."""
+        most = torch.get_num_threads()
+        if name in self.threads or self.device.type != "cpu" or steps < MIN_STEPS:
+            with using_threads(self.threads.setdefault(name, most)):
+                return _time(step, self.device)
+        seconds = time_threads(step, thread_counts(most))
+        self.threads[name] = fastest(seconds)
+        return seconds[self.threads[name]]
+
+    def _choose_feature_threads(self) -> None:
+        images = (self.data.length or 0) * self.draws
+        if images >= MIN_IMAGES and "features" not in self.threads:
+            few = self.data.first(16)
+            self._pace("features", lambda: self._row(few), images)
+
+    def _autoencoder_step(self) -> Callable[[], None]:
+        """Return a function that takes one training step of a copy of the autoencoder."""
+        adapter = self.adapter
         loss = AutoencoderLoss(cast(TrainableAutoencoder, copy.deepcopy(self.autoencoder))).train()
         size = self.config.autoencoder_training.batch_size
         images = torch.zeros(size, adapter.channels, adapter.image_size, adapter.image_size, dtype=torch.uint8)
@@ -183,9 +225,10 @@ class Fit:
             fabric.backward(module(images.to(self.device), noise.to(self.device)))
             optimizer.step()
 
-        return _time(step, self.device)
+        return step
 
-    def _time_flow(self, z: Tensor) -> float:
+    def _flow_step(self, z: Tensor) -> Callable[[], None]:
+        """Return a function that takes one training step of a copy of t, for features z (B, *z_shape)."""
         flow = copy.deepcopy(self.flow)
         size = self.config.flow_training.batch_size
         z = z.float().repeat(-(-size // len(z)), *([1] * (z.ndim - 1)))[:size].to(self.device)
@@ -201,24 +244,48 @@ class Fit:
             loss(z, latents, torch.ones_like(latents), torch.zeros_like(latents)).backward()
             optimizer.step()
 
-        return _time(step, self.device)
+        return step
 
     # ---- the stages
 
     def run(self) -> FitResult:
         """Run all stages."""
-        train_rows, held_rows = self._stage("features", self._features)
+        train_rows, held_rows = self._stage("features", self._features, self._choose_feature_threads)
         autoencoder_history = None
         if not self.autoencoder_is_fitted:
-            autoencoder_history = self._stage("autoencoder", lambda: self._train_autoencoder(train_rows, held_rows))
+            steps = self.config.autoencoder_training.steps
+            autoencoder_history = self._stage(
+                "autoencoder",
+                lambda: self._train_autoencoder(train_rows, held_rows),
+                lambda: steps >= MIN_STEPS and self._pace("autoencoder", self._autoencoder_step(), steps),
+            )
+            self._count(autoencoder_history, "autoencoder")
             self.on_stage("autoencoder", autoencoder_history.to_dict())
         self.autoencoder.eval()
+        if "autoencoder" in self.threads:
+            self.threads.setdefault("latents", self.threads["autoencoder"])
         self._stage("latents", lambda: self._encode(train_rows, held_rows))
-        history = self._stage("t", lambda: self._train_flow(train_rows, held_rows))
+        some = train_rows["z"].rows(torch.arange(min(len(train_rows), self.config.flow_training.batch_size)))
+        steps = self.config.flow_training.steps
+        history = self._stage(
+            "t",
+            lambda: self._train_flow(train_rows, held_rows),
+            lambda: steps >= MIN_STEPS and self._pace("t", self._flow_step(some), steps),
+        )
+        self._count(history, "t")
         # Everything after training asks for exact inverses: full precision costs little there.
         set_compute_dtype(self.flow, None)
         self.on_stage("t", history.to_dict())
-        return FitResult(self.autoencoder, self.flow, train_rows, held_rows, autoencoder_history, history, self.seconds)
+        return FitResult(
+            self.autoencoder,
+            self.flow,
+            train_rows,
+            held_rows,
+            autoencoder_history,
+            history,
+            self.seconds,
+            self.threads,
+        )
 
     def pipeline(self) -> Pipeline:
         """Return the parts joined."""
@@ -229,11 +296,46 @@ class Fit:
         if self.out is not None:
             shutil.rmtree(self.out / "cache", ignore_errors=True)
 
-    def _stage(self, name: str, work: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
-        done = work()
-        self.seconds[name] = time.perf_counter() - started
-        return done
+    def _stage(self, name: str, work: Callable[[], Any], choose: Callable[[], object] = lambda: None) -> Any:
+        """Do the work of one stage with its threads, which `choose` finds unless they are settled."""
+        before, started = self.seconds.get(name, 0.0), time.perf_counter()
+        if name not in self.threads:
+            choose()
+        threads = self.threads.setdefault(name, torch.get_num_threads())
+        self._record()
+        try:
+            with using_threads(threads):
+                return work()
+        finally:
+            self.seconds[name] = before + time.perf_counter() - started
+            self._record()
+
+    def _count(self, history: History, name: str) -> None:
+        """Add what a killed session has trained: it could leave no time but the checkpoint's."""
+        self.seconds[name] = max(self.seconds[name], history.seconds)
+
+    def _record(self) -> None:
+        """Leave beside the checkpoints what a resumed run goes on with: threads, and the time spent so far."""
+        if self.out is None:
+            return
+        target = self.out / "checkpoints" / STAGES
+        partial = target.with_suffix(".partial")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps({"threads": self.threads, "seconds": self.seconds}))
+            os.replace(partial, target)
+        except OSError as error:
+            raise DataError(f"{target} cannot be written: {error}. Choose another out, or make room.") from error
+
+    def _recall(self) -> None:
+        """Take over what the run recorded, its threads as far as this machine and its user grant them."""
+        most = torch.get_num_threads()
+        try:
+            recorded = json.loads((self.out / "checkpoints" / STAGES).read_text()) if self.out is not None else {}
+            self.threads = {str(k): max(1, min(int(v), most)) for k, v in recorded.get("threads", {}).items()}
+            self.seconds = {str(k): float(v) for k, v in recorded.get("seconds", {}).items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return  # nothing usable: threads are measured, and the time counts from now
 
     def _row(self, images: Tensor) -> dict[str, Tensor]:
         """Return what is cached of one batch: pictures, z, and the predicted class when there is one."""
@@ -263,11 +365,12 @@ class Fit:
         ).hexdigest()
         done = 0
         caches = []
+        # Beside a run directory rows go to disk at once: a killed run finds them again, and the system's own page
+        # cache keeps what fits in memory.
+        budget = Budget(0 if self.out is not None else self.budget)
         for part, source, draws in (("train", self.data, self.draws), ("held_out", self.held_out, 1)):
             directory = self.out / "cache" / part if self.out is not None else None
-            # Beside a run directory rows go to disk at once: a killed run finds them again, and the system's own
-            # page cache keeps what fits in memory.
-            cache = Cache(directory, 0 if directory is not None else self.budget)
+            cache = Cache(directory, budget)
             if not (self.resume and directory is not None and cache.restore(digest)):
                 if directory is not None:
                     shutil.rmtree(directory, ignore_errors=True)
@@ -360,7 +463,7 @@ def resident() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _time(step: Callable[[], None], device: torch.device) -> float:
+def _time(step: Callable[[], object], device: torch.device) -> float:
     """Return the shorter of two steps after a warm-up, in seconds."""
     times = []
     for _ in range(3):

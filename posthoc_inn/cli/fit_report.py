@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -70,8 +71,17 @@ def draw_pictures(interpreter: Interpreter, held_out: BatchSource, classes: Sequ
     return Pictures(shown, pipeline.decode(mean[picks]).cpu(), samples, row_labels, sample_labels, v.cpu())
 
 
-def write_pictures(run: Run, metrics: Mapping[str, Any]) -> None:
-    """Write samples.png and report.html of a run."""
+def write_pictures(run: Run, metrics: Mapping[str, Any], started: float) -> dict[str, Any]:
+    """Write samples.png and report.html of a run.
+
+    Args:
+        run: The run.
+        metrics: Its figures.
+        started: When writing began, by `time.perf_counter`.
+
+    Returns:
+        The figures, with the seconds that writing took up to the report.
+    """
     pictures = draw_pictures(run.interpreter, run.kept, run.images.classes, run.options.seed)
     grid = sample_grid(
         pictures.images,
@@ -81,6 +91,8 @@ def write_pictures(run: Run, metrics: Mapping[str, Any]) -> None:
         sample_labels=pictures.sample_labels,
     )
     run.directory.write("samples.png", to_png(grid))
+    writing = round(time.perf_counter() - started, 3)
+    metrics = {**metrics, "seconds": {**metrics["seconds"], "writing": writing}}
     trained = "trained for this run" if run.trains else "left as it is"
     layer, name = run.choice.layer, run.model.name
     content = ReportContent(
@@ -102,6 +114,7 @@ def write_pictures(run: Run, metrics: Mapping[str, Any]) -> None:
         version=__version__,
     )
     write_report(content, run.directory.report)
+    return metrics
 
 
 def _warnings(run: Run, metrics: Mapping[str, Any]) -> list[str]:

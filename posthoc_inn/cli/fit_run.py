@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -259,11 +260,13 @@ class Run:
 
     def _finish(self, trained: classifier_stage.Trained | None, accuracy: dict[str, float]) -> None:
         interpreter, options = self.interpreter, self.options
+        started = time.perf_counter()
         self.reporter.stage("writing bundle and report", None)
         metrics = dict(interpreter.metrics_)
         seconds = dict(metrics.get("seconds") or {})
         if trained is not None:
-            seconds = {"classifier": trained.seconds, **seconds}
+            # A session that was killed left no time but its checkpoint's.
+            seconds = {"classifier": max(trained.seconds, trained.history.seconds), **seconds}
             metrics["training"] = {**metrics.get("training", {}), "classifier": trained.history.to_dict()}
         metrics["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
         metrics["model"] = {"name": self.model.name, "weights": self.model.origin["weights"], **accuracy}
@@ -272,7 +275,8 @@ class Run:
         interpreter.origin = self.model.origin
         interpreter.save(self.directory.bundle, overwrite=True, store_model=self.trains)
         self.directory.write("metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-        write_pictures(self, metrics)
+        metrics = write_pictures(self, metrics, started)
+        self.directory.write("metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
         self.directory.begin(options.of_the_run(), precision=self.precision, is_finished=True)
         show_result(self.directory, metrics, as_json=options.as_json)
 

@@ -26,6 +26,7 @@ STAGES = {
     "latents": "encoding images",
     "t": "training t",
     "measuring": "measuring",
+    "writing": "bundle and pictures",
 }
 
 
