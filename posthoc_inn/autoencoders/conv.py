@@ -9,18 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posthoc_inn.autoencoders.base import TrainableAutoencoder
+from posthoc_inn.autoencoders.fused import (
+    MAX_LOG_VAR,
+    MIN_LOG_VAR,
+    SLOPE,
+    SPREAD_FLOOR,
+    VARIANCE_FLOOR,
+    FusedLoss,
+)
 from posthoc_inn.config import AutoencoderConfig
 from posthoc_inn.errors import ConfigError, ShapeError
 from posthoc_inn.objectives import kl_to_standard_normal
 
 SIZES = (28, 32, 64, 128)
 """Image sides, in pixels, that the built-in autoencoder is made for."""
-
-MIN_LOG_VAR, MAX_LOG_VAR = -14.0, 4.0
-"""Bounds of the encoder's log-variance: a density that is never degenerate, and no overflow."""
-
-_SPREAD_FLOOR = 0.05
-"""Added to a channel's standard deviation (of values in [-1, 1]) before dividing by it: flat channels stay quiet."""
 
 
 class ConvAutoencoder(TrainableAutoencoder):
@@ -80,7 +82,7 @@ class ConvAutoencoder(TrainableAutoencoder):
         self.to(memory_format=torch.channels_last)
 
     def _nonlinearity(self, width: int) -> list[nn.Module]:
-        return [nn.BatchNorm2d(width), nn.LeakyReLU(0.2)] if self._is_table else [nn.LeakyReLU(0.2)]
+        return [nn.BatchNorm2d(width), nn.LeakyReLU(SLOPE)] if self._is_table else [nn.LeakyReLU(SLOPE)]
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of z_bar, each (B, D), for images (B, C, H, W) in [0, 1].
@@ -88,21 +90,24 @@ class ConvAutoencoder(TrainableAutoencoder):
         Raises:
             ShapeError: The images do not have the configured size and channels.
         """
+        self._check(images)
+        x = images * 2 - 1
+        if self._is_table:
+            out = self.encoder(x.contiguous(memory_format=torch.channels_last)).to(x.dtype)
+        else:
+            mean, spread = x.mean((2, 3), keepdim=True), x.std((2, 3), keepdim=True)
+            content = ((x - mean) / (spread + SPREAD_FLOOR)).contiguous(memory_format=torch.channels_last)
+            statistics = torch.cat([mean, spread], dim=1).flatten(1)
+            out = self.encoder(content).to(x.dtype) + self.encoder_statistics(statistics).to(x.dtype)
+        mean, log_var = out.chunk(2, dim=1)
+        return mean, (0.5 * log_var.clamp(MIN_LOG_VAR, MAX_LOG_VAR)).exp()
+
+    def _check(self, images: Tensor) -> None:
         expected = (self.config.channels, self.config.size, self.config.size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ShapeError(
                 f"The autoencoder takes images (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}."
             )
-        x = images * 2 - 1
-        if self._is_table:
-            out = self.encoder(x.contiguous(memory_format=torch.channels_last)).float()
-        else:
-            mean, spread = x.mean((2, 3), keepdim=True), x.std((2, 3), keepdim=True)
-            content = ((x - mean) / (spread + _SPREAD_FLOOR)).contiguous(memory_format=torch.channels_last)
-            statistics = torch.cat([mean, spread], dim=1).flatten(1)
-            out = self.encoder(content).float() + self.encoder_statistics(statistics).float()
-        mean, log_var = out.chunk(2, dim=1)
-        return mean, (0.5 * log_var.clamp(MIN_LOG_VAR, MAX_LOG_VAR)).exp()
 
     def decode(self, z_bar: Tensor) -> Tensor:
         """Return images (B, C, H, W) in [0, 1] for latents (B, D)."""
@@ -110,13 +115,13 @@ class ConvAutoencoder(TrainableAutoencoder):
 
     def _decoded(self, z_bar: Tensor) -> Tensor:
         """Return images in units of [-1, 1], not clamped, so that gradients reach values outside."""
-        content: Tensor = self.decoder(z_bar).float()
+        content: Tensor = self.decoder(z_bar).to(z_bar.dtype)
         if self._is_table:
             return torch.tanh(content)
         # Standardised, so that what the statistics say is what the picture has, whatever its content.
         centred = content - content.mean((2, 3), keepdim=True)
-        content = centred / (centred.square().mean((2, 3), keepdim=True) + 1e-3).sqrt()
-        statistics: Tensor = self.decoder_statistics(z_bar).float()[:, :, None, None]
+        content = centred / (centred.square().mean((2, 3), keepdim=True) + VARIANCE_FLOOR).sqrt()
+        statistics: Tensor = self.decoder_statistics(z_bar).to(z_bar.dtype)[:, :, None, None]
         shift, scale = statistics.chunk(2, dim=1)
         return shift + scale * content
 
@@ -137,9 +142,27 @@ class ConvAutoencoder(TrainableAutoencoder):
         return {"loss": loss, "error": error, "kl": kl}
 
     def loss(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return the training loss of `loss_figures`, and keep γ up to date."""
-        figures = self.loss_figures(images, noise)
+        """Return the training loss of `loss_figures`, and keep γ up to date.
+
+        In training on a CPU, kind "conv" computes the same numbers in fewer passes; under autocast, in its precision.
+        """
+        is_fused = images.device.type == "cpu" and torch.is_grad_enabled() and not images.requires_grad
+        figures = self._fused_figures(images, noise) if is_fused and not self._is_table else None
+        figures = figures or self.loss_figures(images, noise)
         with torch.no_grad():
             gamma = figures["error"].detach().clamp_min(max(self.config.min_gamma, 1e-8))
             self.log_gamma.lerp_(gamma.log().to(self.log_gamma), 0.01)
         return figures["loss"]
+
+    def _fused_figures(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        self._check(images)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
+        down = [m for m in self.encoder if isinstance(m, nn.Conv2d)]
+        up = [m for m in self.decoder if isinstance(m, nn.ConvTranspose2d)]
+        layers = [*down, self.encoder[-1], self.encoder_statistics, self.decoder_statistics, self.decoder[0], *up]
+        parameters = [p for layer in layers for p in layer.parameters()]  # weight, bias
+        with torch.autocast("cpu", enabled=False):
+            loss, error, kl = FusedLoss.apply(
+                images, noise, max(self.config.min_gamma, 1e-8), len(down), dtype, *parameters
+            )
+        return {"loss": loss, "error": error, "kl": kl}
