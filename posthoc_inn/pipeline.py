@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,12 +13,9 @@ from posthoc_inn.autoencoders import Autoencoder
 from posthoc_inn.config import ImageSpec
 from posthoc_inn.errors import ShapeError
 from posthoc_inn.features import LayerExtractor
-from posthoc_inn.flows import ConditionalFlow
+from posthoc_inn.flows import ConditionalFlow, computing_in
 from posthoc_inn.images import Normalization, apply_spec, fit_canonical
 from posthoc_inn.objectives import flow_nll
-
-SAMPLE_CHUNK = 4096
-"""Samples drawn at a time."""
 
 CHUNK = 512
 """Rows of latents that go through a network at a time: memory is bounded whatever the number of samples."""
@@ -113,12 +111,13 @@ class Pipeline:
         return in_chunks(lambda part: self.flow.context(part.to(self.device)), z)
 
     @torch.no_grad()
-    def sample_latents(self, context: Tensor, v: Tensor) -> Tensor:
+    def sample_latents(self, context: Tensor, v: Tensor, *, precision: Literal["32", "bf16"] = "32") -> Tensor:
         """Return t⁻¹(v given z), shape (B, N, D).
 
         Args:
             context: H(z), shape (B, context_dim).
             v: Invariances, shape (B, N, D), or (N, D) for the same ones at every z.
+            precision: Of the matrix products.
         """
         if v.ndim == 2:
             v = v.expand(len(context), *v.shape)
@@ -127,17 +126,8 @@ class Pipeline:
                 f"v must have shape (B, N, {self.latent_dim}) with B = {len(context)}, or (N, {self.latent_dim}); "
                 f"got {tuple(v.shape)}."
             )
-        n = v.shape[1]
-        out = torch.empty(len(context), n, self.latent_dim, device=self.device)
-        images = max(1, SAMPLE_CHUNK // n)
-        for start in range(0, len(context), images):
-            rows = slice(start, start + images)
-            # What depends on z alone is computed once per image, not once per sample.
-            projected = self.flow.project(context[rows].unsqueeze(1))
-            for first in range(0, n, SAMPLE_CHUNK):
-                draws = slice(first, first + SAMPLE_CHUNK)
-                out[rows, draws] = self.flow.inverse(v[rows, draws].to(self.device), projected)
-        return out
+        with computing_in(self.flow, torch.bfloat16 if precision == "bf16" else None):
+            return self.flow.inverse_many(v, context)
 
     @torch.no_grad()
     def invariances(self, z_bar: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from posthoc_inn.flows.coupling_flow import COUPLINGS, CouplingFactory, Coupling
 from posthoc_inn.flows.factor import FactorFlow
 from posthoc_inn.flows.permutation import Permutation
 from posthoc_inn.flows.spline import SplineCoupling, rational_quadratic_spline
-from posthoc_inn.flows.subnet import set_compute_dtype
+from posthoc_inn.flows.subnet import computing_in, set_compute_dtype
 
 __all__ = [
     "COUPLINGS",
@@ -25,6 +25,7 @@ __all__ = [
     "Permutation",
     "ProjectedContext",
     "SplineCoupling",
+    "computing_in",
     "rational_quadratic_spline",
     "set_compute_dtype",
 ]

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_inn.config import ConditionerConfig, FlowConfig
-from posthoc_inn.errors import ConfigError
+from posthoc_inn.errors import ConfigError, ShapeError
+from posthoc_inn.flows import fast_inverse
 from posthoc_inn.flows.conditioner import Conditioner
-from posthoc_inn.flows.coupling import Context, ProjectedContext
+from posthoc_inn.flows.coupling import Context, ProjectedContext, check_context, check_width
 from posthoc_inn.flows.coupling_flow import CouplingFactory, CouplingFlow, evaluating
 
 
@@ -93,6 +94,43 @@ class ConditionalFlow(nn.Module):
             NotFittedError: The flow was not initialised.
         """
         return self.flow.inverse(v, context)
+
+    @torch.no_grad()
+    def inverse_many(self, v: Tensor, context: Tensor) -> Tensor:
+        """Return t⁻¹(v given z), shape (B, N, D), for N samples of each of B images, without gradients.
+
+        Runs in chunks: memory beyond the result is bounded whatever N is. What depends on z alone is computed once
+        an image. Products run in the precision given by `set_compute_dtype`.
+
+        Args:
+            v: Invariances (B, N, D), on any device.
+            context: H(z), shape (B, C).
+
+        Raises:
+            ShapeError: A shape does not fit.
+            NotFittedError: The flow was not initialised.
+        """
+        config = self.flow.config
+        check_width(v, config.dim, "v")
+        check_context(context, config.context_dim)
+        if v.ndim != 3 or context.ndim != 2 or len(v) != len(context):
+            raise ShapeError(
+                f"v has shape {tuple(v.shape)} and the context {tuple(context.shape)}; accepted are "
+                f"(B, N, {config.dim}) and (B, {config.context_dim}) with the same B."
+            )
+        with evaluating(self):
+            if self.flow.is_affine:
+                return fast_inverse.inverse(self.flow, v, context)
+            parameter = next(self.flow.parameters())
+            out = torch.empty(v.shape, dtype=parameter.dtype, device=parameter.device)
+            together = max(1, fast_inverse.CHUNK // max(v.shape[1], 1))
+            for start in range(0, len(v), together):
+                rows = slice(start, start + together)
+                projected = self.flow.project(context[rows].unsqueeze(1).to(parameter.device))
+                for first in range(0, v.shape[1], fast_inverse.CHUNK):
+                    draws = slice(first, first + fast_inverse.CHUNK)
+                    out[rows, draws] = self.flow.inverse(v[rows, draws].to(parameter.device), projected)
+            return out
 
     @torch.no_grad()
     def initialize(self, z_bar: Tensor, z: Tensor, *, force: bool = False) -> None:

@@ -225,10 +225,10 @@ class _Pass:
         sizes = [half, config.dim - half]
         width = config.width
         dterms = self._lend("dterms", rows, work.subnets * width, dtype=work.compute)
-        dhidden = self._lend("dhidden", rows, work.subnets * (config.depth - 1) * width, dtype=work.compute)
+        dhidden = self._lend("dhidden", work.subnets * (config.depth - 1), rows, width, dtype=work.compute)
         draw = self._lend("draw", rows, 2 * config.blocks * config.dim, dtype=dtype)
         # One slice a layer, taken from the back.
-        self.dterms, self.dhidden = list(dterms.split(width, dim=1)), list(dhidden.split(width, dim=1))
+        self.dterms, self.dhidden = list(dterms.split(width, dim=1)), list(dhidden.unbind())
         dlog_det = dlog_det.to(dtype)
         column = dlog_det[:, None]
         tanhs, draws = list(self.tanhs.split(work.halves, dim=1)), list(draw.split([2 * n for n in work.halves], dim=1))
@@ -293,6 +293,6 @@ class _Pass:
             work.put_context(dterms.t(), self.context)
             if need_context:
                 dcontext = torch.mm(dterms, work.context_weight).to(dtype)
-        exact = (d.sum(0) for d in (dterms, dhidden, draw))
+        exact = dterms.sum(0), dhidden.sum(1), draw.sum(0)
         gradients = work.collect(*exact, d_shift.mul_(self.exps), d_log_scale)
         return dcontext, gradients

@@ -6,7 +6,8 @@ Every matrix product of flows and conditioner goes through `_product`: precision
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -145,6 +146,19 @@ def set_compute_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
     for layer in module.modules():
         if isinstance(layer, Conv2d) or (isinstance(layer, Linear) and not layer.is_exact):
             layer.compute_dtype = dtype
+
+
+@contextmanager
+def computing_in(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Run `set_compute_dtype` for the time of a block, and put back what each layer had."""
+    layers = [layer for layer in module.modules() if isinstance(layer, Linear | Conv2d)]
+    before = [layer.compute_dtype for layer in layers]
+    set_compute_dtype(module, dtype)
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.compute_dtype = own
 
 
 def make_activation(name: str) -> nn.Module:

@@ -112,15 +112,12 @@ class Workspace:
             self.context_weight = self._context_part(flat)
             # Large products are widened one by one, from a scratch that stays in the processor's cache.
             self._is_large = config.width**2 >= LARGE
-            size = max(self._sizes[self._weights]) if self._is_large else self._weight_size
-            size = max(size, sum(self._sizes[self._context]))
-            self._narrow = torch.empty(size, dtype=self.compute, device=self.device)
-            self._products = [] if self._is_large else _cut(self._narrow, self._shapes[self._weights])
         else:
             self.context_weight = torch.empty(
                 sum(self._sizes[self._context]) // columns, columns, dtype=self.dtype, device=self.device
             )
         self._flat: Tensor | None = None
+        self._narrow: Tensor | None = None
         self._references = 0
         self.permutations: list[Tensor] = []
         self.inverse_permutations: list[Tensor] = []
@@ -178,6 +175,11 @@ class Workspace:
 
         Hundreds of megabytes of fresh pages take a CPU longer to get than to fill.
         """
+        if self.is_mixed and self._narrow is None:
+            size = max(self._sizes[self._weights]) if self._is_large else self._weight_size
+            size = max(size, sum(self._sizes[self._context]))
+            self._narrow = torch.empty(size, dtype=self.compute, device=self.device)
+            self._products = [] if self._is_large else _cut(self._narrow, self._shapes[self._weights])
         if self._flat is None or _references(self._flat) != self._references:
             self._flat = torch.empty(sum(self._sizes), dtype=self.dtype, device=self.device)
             self._targets = _cut(self._flat, self._shapes[self._weights])
@@ -189,7 +191,7 @@ class Workspace:
         if not self.is_mixed:
             torch.addmm(target, a, b, beta=0, alpha=gain, out=target)
         elif self._is_large:
-            product = self._narrow[: target.numel()].view(target.shape)
+            product = cast(Tensor, self._narrow)[: target.numel()].view(target.shape)
             target.copy_(torch.addmm(product, a, b, beta=0, alpha=gain, out=product))
         else:
             product = self._products[weight]
@@ -201,16 +203,16 @@ class Workspace:
         if not self.is_mixed:
             torch.mm(a, b, out=target)
         elif self._is_large:
-            product = self._narrow[: target.numel()].view(target.shape)
+            product = cast(Tensor, self._narrow)[: target.numel()].view(target.shape)
             target.copy_(torch.mm(a, b, out=product))
         else:
-            torch.mm(a, b, out=self._context_part(self._narrow))
+            torch.mm(a, b, out=self._context_part(cast(Tensor, self._narrow)))
 
     def collect(self, *others: Tensor) -> tuple[Tensor, ...]:
         """Return the gradients of all parameters: the products, and `others` for what is no weight, in order."""
         flat = cast(Tensor, self._flat)
         if self.is_mixed and not self._is_large:
-            flat[: self._weight_size].copy_(self._narrow)
+            flat[: self._weight_size].copy_(cast(Tensor, self._narrow))
         torch.cat([part.reshape(-1).to(self.dtype) for part in others], out=flat[self._weight_size :])
         return tuple(_cut(flat, self._shapes))
 

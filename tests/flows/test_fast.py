@@ -6,7 +6,9 @@ import pytest
 import torch
 from flow_helpers import build, context_for, rows
 
-from posthoc_inn.flows import CouplingFlow, fast, set_compute_dtype
+from posthoc_inn.config import ConditionerConfig, FlowConfig
+from posthoc_inn.errors import NotFittedError, ShapeError
+from posthoc_inn.flows import ConditionalFlow, CouplingFlow, computing_in, fast, set_compute_dtype
 from posthoc_inn.flows.workspace import _WORKSPACES, LARGE
 from posthoc_inn.objectives import flow_nll
 
@@ -277,3 +279,38 @@ def test_the_global_generator_alone_decides_about_dropout():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     torch.manual_seed(99)
     assert not torch.equal(flow(*data[:2])[0], first[0])
+
+
+@pytest.mark.parametrize("options", [o for o in SHAPES.values() if o.get("conditional", True)] + [{"kind": "spline"}])
+@pytest.mark.parametrize(("images", "n"), [(3, 7), (2, 700), (600, 1)])
+def test_many_samples_an_image_are_those_of_the_plain_inverse(options, images, n):
+    options = {k: v for k, v in options.items() if k != "conditional"}
+    flow = build(**options)
+    t = ConditionalFlow(flow.config, ConditionerConfig(z_shape=(5,), context_dim=3, width=8)).double()
+    t.flow = flow
+    v = torch.randn(images, n, flow.config.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    context = context_for(flow, images)
+    got = t.inverse_many(v, context)
+    torch.testing.assert_close(got, flow.eval().inverse(v, context.unsqueeze(1)), rtol=1e-9, atol=1e-9)
+
+
+def test_many_samples_refuse_what_does_not_fit():
+    t = ConditionalFlow(FlowConfig(dim=6, context_dim=3), ConditionerConfig(z_shape=(5,), context_dim=3))
+    with pytest.raises(ShapeError, match="same B"):
+        t.inverse_many(torch.zeros(4, 2, 6), torch.zeros(3, 3))
+    with pytest.raises(ShapeError, match=r"\(\.\.\., 6\)"):
+        t.inverse_many(torch.zeros(4, 2, 5), torch.zeros(4, 3))
+    with pytest.raises(NotFittedError, match="not initialised"):
+        t.inverse_many(torch.zeros(4, 2, 6), torch.zeros(4, 3))
+
+
+def test_bf16_samples_are_close_to_exact_ones():
+    flow = build(dtype=torch.float32, width=64, blocks=4, scale=0.5)
+    t = ConditionalFlow(flow.config, ConditionerConfig(z_shape=(5,), context_dim=3, width=8))
+    t.flow = flow
+    v, context = torch.randn(4, 50, 6, generator=torch.Generator().manual_seed(1)), context_for(flow, 4).float()
+    exact = t.inverse_many(v, context)
+    with computing_in(t, torch.bfloat16):
+        low = t.inverse_many(v, context)
+    assert torch.equal(t.inverse_many(v, context), exact), "the precision was not put back"
+    assert 0 < (low - exact).square().mean().sqrt() < 0.02 * exact.std()
