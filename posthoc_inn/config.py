@@ -373,6 +373,7 @@ def _preset(
     training: TrainConfig = _FLOW_TRAINING,
     dropout: float = 0.0,
     autoencoder_width: int = 32,
+    activation: Activation = "silu",
 ) -> FitConfig:
     flow = FlowConfig(
         dim=dim,
@@ -382,6 +383,7 @@ def _preset(
         depth=depth,
         separate_nets=separate_nets,
         dropout=dropout,
+        activation=activation,
     )
     return FitConfig(
         preset=name,
@@ -398,7 +400,7 @@ def _preset(
 
 # The papers train for very long on GPUs; their presets keep the shapes of MSC tab. S10 and a usual recipe.
 _PAPER_TRAINING = TrainConfig(steps=100_000, batch_size=16, lr=1e-4, optimizer="adam", weight_decay=0.0, patience=10)
-_PAPER: dict[str, Any] = {"separate_nets": True, "training": _PAPER_TRAINING, "autoencoder_width": 64}
+_PAPER: dict[str, Any] = {"separate_nets": True, "training": _PAPER_TRAINING, "activation": "leaky_relu"}
 _PRESETS: dict[str, FitConfig] = {
     p.preset: p
     for p in (
@@ -412,11 +414,9 @@ _PRESETS: dict[str, FitConfig] = {
             training=_FLOW_TRAINING.replace(steps=1800, eval_every=200),
         ),
         # The papers' h_d counts what lies between first and last hidden layer: 2 there is a depth of 3 here.
-        _preset(
-            "paper-comparison", dim=128, blocks=20, width=1024, depth=3, separate_nets=True, training=_PAPER_TRAINING
-        ),
-        _preset("paper-facenet", dim=128, blocks=20, width=512, depth=3, **_PAPER),
-        _preset("paper-texture", dim=268, blocks=20, width=1024, depth=3, **_PAPER),
+        _preset("paper-comparison", dim=128, blocks=20, width=1024, depth=3, **_PAPER),
+        _preset("paper-facenet", dim=128, blocks=20, width=512, depth=3, autoencoder_width=64, **_PAPER),
+        _preset("paper-texture", dim=268, blocks=20, width=1024, depth=3, autoencoder_width=64, **_PAPER),
     )
 }
 
