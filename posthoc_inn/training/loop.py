@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,12 +72,12 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     return cls(groups, lr=config.lr, betas=config.betas, fused=fused)
 
 
-def clip_gradients(module: nn.Module, bound: float) -> float:
-    """Scale all gradients of `module` down to a joint norm of `bound`; return the norm they had.
+def clip_gradients(parameters: Iterable[Tensor], bound: float) -> float:
+    """Scale the gradients of `parameters` down to a joint norm of `bound`; return the norm they had.
 
     torch's own multiplies every gradient whatever the norm, to spare a GPU's host a wait. Here the norm is read anyway.
     """
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    gradients = [p.grad for p in parameters if p.grad is not None]
     norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
     if norm > bound:
         torch._foreach_mul_(gradients, bound / (norm + 1e-6))
@@ -129,6 +129,7 @@ class Loop:
         optimizer = make_optimizer(task.module, config)
         self.raw_optimizer = optimizer
         self.module, self.optimizer = fabric.setup(task.module, optimizer)
+        self.parameters = [p for p in task.module.parameters() if p.requires_grad]
         self.best: dict[str, Tensor] = {}
         self.average = copy.deepcopy(task.module.state_dict()) if config.ema else {}
         self.recent: list[float] = []
@@ -138,6 +139,7 @@ class Loop:
     def run(self, progress: Progress | None) -> History:
         """Train until the steps are done, patience runs out, or Ctrl-C."""
         started = time.perf_counter() - self.history.seconds
+        self.module.train()
         with _own_generators(self.fabric.device), _interrupt_flag() as interrupted:
             while self.step < self.config.steps and not self.history.stopped:
                 norm = self._one_step()
@@ -171,14 +173,13 @@ class Loop:
         lr = learning_rate(config, self.step)
         for group in self.raw_optimizer.param_groups:
             group["lr"] = lr
-        self.module.train()
         batch = self.task.batch(self.step, torch.Generator().manual_seed(seed ^ 0x5DEECE66D))
         loss = self.module(*(b.to(self.fabric.device, non_blocking=True) for b in batch))
         self.optimizer.zero_grad(set_to_none=True)
         norm = math.nan
         if torch.isfinite(loss):
             self.fabric.backward(loss)
-            norm = clip_gradients(self.task.module, config.clip or math.inf)
+            norm = clip_gradients(self.parameters, config.clip or math.inf)
         if not math.isfinite(norm):
             self.history.skipped += 1
             self.nonfinite_in_a_row += 1
@@ -201,6 +202,7 @@ class Loop:
             _seed(step_seed(self.config.seed, -2), self.fabric.device)
             with torch.no_grad():
                 figures = dict(self.task.held_out())
+        self.module.train()
         train = sum(self.recent) / len(self.recent) if self.recent else math.nan
         loss = figures.pop("loss")
         is_best = self.history.add(

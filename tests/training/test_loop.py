@@ -238,6 +238,6 @@ def test_clipping_is_that_of_torch(bound):
         for p, value in zip(module.parameters(), (2.0, -3.0), strict=True):
             p.grad = torch.full_like(p, value)
     expected = torch.nn.utils.clip_grad_norm_(modules[0].parameters(), bound)
-    assert clip_gradients(modules[1], bound) == pytest.approx(float(expected))
+    assert clip_gradients(modules[1].parameters(), bound) == pytest.approx(float(expected))
     for p, q in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
         torch.testing.assert_close(q.grad, p.grad)
