@@ -5,13 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: demo test test-slow lint types format wheel pictures clean
+.PHONY: demo test test-slow bench lint types format wheel pictures clean
 
 $(VENV)/.installed: $(PROJECTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "posthoc_inn needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]" -e plugins/torchvision -e plugins/timm
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,bench]" -e plugins/torchvision -e plugins/timm
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -27,6 +27,17 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# t beside other flow libraries, all else beside plain PyTorch: about an hour on two free cores, 15 GB of memory.
+# What needs data or a fitted bundle is run by hand: benchmarks/README.md.
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/training_step.py --separate
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/small_presets.py
+	$(BIN)/python benchmarks/precision.py --synthetic
+	$(BIN)/python benchmarks/autoencoder_step.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/time_to_likelihood.py --synthetic
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -273,3 +273,18 @@ def test_what_is_going_to_happen_is_announced_first(digits):
     for part in ("8×7×7", "28 px", "12 steps", "minutes", "memory"):
         assert part in text
     assert plans[0].seconds["t"] > 0
+
+
+def test_metrics_say_what_bf16_would_change(fitted):
+    found = fitted.metrics_["likelihood"]
+    assert found["round_trip"] < 1e-3
+    assert found["round_trip"] < found["bf16_round_trip"] < 0.1
+    assert 0 < found["bf16_error"] < 0.05
+    assert 0 < abs(found["bf16_held_out"] - found["held_out"]) < 0.1
+
+
+def test_samples_can_be_drawn_in_bf16(fitted, digits):
+    exact, low = (fitted.sample(digits[:3], n=4, seed=1, precision=p) for p in ("32", "bf16"))
+    assert not torch.equal(exact, low)
+    assert (exact - low).abs().mean() < 0.02
+    assert torch.equal(fitted.sample(digits[:3], n=4, seed=1), exact)

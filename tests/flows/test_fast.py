@@ -314,3 +314,26 @@ def test_bf16_samples_are_close_to_exact_ones():
         low = t.inverse_many(v, context)
     assert torch.equal(t.inverse_many(v, context), exact), "the precision was not put back"
     assert 0 < (low - exact).square().mean().sqrt() < 0.02 * exact.std()
+
+
+def test_a_flow_trained_in_bf16_is_as_likely_as_one_trained_in_fp32():
+    found = {}
+    for dtype in (None, torch.bfloat16):
+        flow = build(dtype=torch.float32, width=64, scale=0.0).train()
+        set_compute_dtype(flow, dtype)
+        optimizer = torch.optim.AdamW(flow.parameters(), lr=2e-3, fused=True)
+        for k in range(150):
+            x, context = rows(128, 6, seed=k, dtype=torch.float32).tanh(), context_for(flow, 128, seed=k).float()
+            x[:, :3] += context
+            optimizer.zero_grad()
+            flow_nll(*flow(x, context)).mean().backward()
+            optimizer.step()
+        set_compute_dtype(flow, None)
+        with torch.no_grad():
+            x, context = rows(512, 6, seed=999, dtype=torch.float32).tanh(), context_for(flow, 512, seed=999).float()
+            x[:, :3] += context
+            found[dtype] = flow_nll(*flow.eval()(x, context)).mean().item()
+            set_compute_dtype(flow, dtype)
+            y, _ = flow(x, context)
+            assert (flow.inverse(y, context) - x).abs().max() < (1e-4 if dtype is None else 0.05)
+    assert abs(found[None] - found[torch.bfloat16]) < 0.1
