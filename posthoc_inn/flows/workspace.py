@@ -71,7 +71,7 @@ class Workspace:
         ends = list(itertools.accumulate(len(group) for group in groups.values()))
         places = {name: slice(end - len(groups[name]), end) for name, end in zip(groups, ends, strict=True)}
         self.input_biases, self.shifts, self.log_scales = places["input_bias"], places["shift"], places["log_scale"]
-        self._sources = [(module._parameters, name) for group in groups.values() for module, name in group]
+        self._sources = [source for group in groups.values() for source in group]
         self._weights = slice(0, places["context"].stop)
 
         def described(i: int) -> Net:
@@ -146,7 +146,7 @@ class Workspace:
 
     def parameters(self) -> list[Tensor]:
         """Return the flow's parameters in the workspace's order."""
-        return [cast(Tensor, parameters[name]) for parameters, name in self._sources]
+        return [getattr(module, name) for module, name in self._sources]
 
     def _copied(self) -> list[int]:
         """Return the places of the parameters that are needed in the compute precision."""
@@ -180,7 +180,7 @@ class Workspace:
             size = max(size, sum(self._sizes[self._context]))
             self._narrow = torch.empty(size, dtype=self.compute, device=self.device)
             self._products = [] if self._is_large else _cut(self._narrow, self._shapes[self._weights])
-        if self._flat is None or _references(self._flat) != self._references:
+        if self._flat is None or self._references < 0 or _references(self._flat) != self._references:
             self._flat = torch.empty(sum(self._sizes), dtype=self.dtype, device=self.device)
             self._targets = _cut(self._flat, self._shapes[self._weights])
             self._references = _references(self._flat)
@@ -248,8 +248,9 @@ def _key(flow: CouplingFlow) -> tuple[Any, ...]:
 
 
 def _references(tensor: Tensor) -> int:
-    """Return how many tensors use the memory of `tensor`."""
-    return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata))
+    """Return how many tensors use the memory of `tensor`; -1 where torch does not tell."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    return -1 if count is None else int(count(tensor.untyped_storage()._cdata))
 
 
 def compute_dtype(flow: CouplingFlow) -> torch.dtype | None:

@@ -337,3 +337,18 @@ def test_a_flow_trained_in_bf16_is_as_likely_as_one_trained_in_fp32():
             y, _ = flow(x, context)
             assert (flow.inverse(y, context) - x).abs().max() < (1e-4 if dtype is None else 0.05)
     assert abs(found[None] - found[torch.bfloat16]) < 0.1
+
+
+def test_parametrized_weights_are_trained_through_their_parametrization(flow, no_fast_path):
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    layer = flow.blocks[0].couplings[0].nets[0].input
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    step(flow)
+    got = layer.parametrizations.weight.original.grad.clone()
+    flow.zero_grad()
+    no_fast_path(step, flow)
+    expected = layer.parametrizations.weight.original.grad
+    assert (got - expected).norm() < 0.05 * expected.norm()
