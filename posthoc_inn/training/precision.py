@@ -21,17 +21,18 @@ def bf16_gain() -> float:
     Machines without native bf16 arithmetic emulate it, slowly: only a measurement tells.
     """
 
-    def seconds(dtype: torch.dtype) -> float:
-        a, b = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-        best = float("inf")
-        for _ in range(6):
+    operands = {
+        dtype: (torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    best = dict.fromkeys(operands, float("inf"))
+    for _ in range(10):  # in turns, so that whatever else runs disturbs both alike
+        for dtype, (a, b) in operands.items():
             started = time.perf_counter()
             for _ in range(4):
                 torch.mm(a, b)
-            best = min(best, time.perf_counter() - started)
-        return best
-
-    return seconds(torch.float32) / seconds(torch.bfloat16)
+            best[dtype] = min(best[dtype], time.perf_counter() - started)
+    return best[torch.float32] / best[torch.bfloat16]
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Literal["32", "bf16"]:
