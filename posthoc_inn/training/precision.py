@@ -20,7 +20,6 @@ def bf16_gain() -> float:
 
     Machines without native bf16 arithmetic emulate it, slowly: only a measurement tells.
     """
-
     operands = {
         dtype: (torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype))
         for dtype in (torch.float32, torch.bfloat16)
