@@ -72,16 +72,31 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     return cls(groups, lr=config.lr, betas=config.betas, fused=fused)
 
 
-def clip_gradients(parameters: Iterable[Tensor], bound: float) -> float:
-    """Scale the gradients of `parameters` down to a joint norm of `bound`; return the norm they had.
-
-    torch's own multiplies every gradient whatever the norm, to spare a GPU's host a wait. Here the norm is read anyway.
-    """
+def gradient_norm(parameters: Iterable[Tensor]) -> float:
+    """Return the joint norm of the gradients of `parameters`."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
-    if norm > bound:
-        torch._foreach_mul_(gradients, bound / (norm + 1e-6))
-    return norm
+    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+
+
+def clipped_step(optimizer: torch.optim.Optimizer, norm: float, bound: float) -> None:
+    """Take a step with gradients scaled down to a joint norm of `bound`, when theirs, `norm`, is larger.
+
+    torch's own clipping multiplies every gradient whatever the norm, to spare a GPU's host a wait. Here the norm is
+    read anyway, and the fused optimizer divides while it reads the gradients, as it does under a gradient scaler.
+    """
+    if norm <= bound:
+        optimizer.step()
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not all(group.get("fused") for group in optimizer.param_groups):
+        torch._foreach_mul_([p.grad for p in parameters], bound / (norm + 1e-6))
+        optimizer.step()
+        return
+    optimizer.grad_scale = torch.tensor((norm + 1e-6) / bound, device=parameters[0].device)  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -179,7 +194,7 @@ class Loop:
         norm = math.nan
         if torch.isfinite(loss):
             self.fabric.backward(loss)
-            norm = clip_gradients(self.parameters, config.clip or math.inf)
+            norm = gradient_norm(self.parameters)
         if not math.isfinite(norm):
             self.history.skipped += 1
             self.nonfinite_in_a_row += 1
@@ -187,7 +202,7 @@ class Loop:
                 raise TrainingError(self._divergence_report(float(loss.detach()), lr))
             return norm
         self.nonfinite_in_a_row = 0
-        self.optimizer.step()
+        clipped_step(self.raw_optimizer, norm, config.clip or math.inf)
         if self.average:
             _update_average(self.average, self.task.module.state_dict(), config.ema, self.step)
         self.last_loss = float(loss.detach())

@@ -19,7 +19,7 @@ from posthoc_inn.config import TrainConfig
 from posthoc_inn.errors import TrainingError
 from posthoc_inn.training import train
 from posthoc_inn.training.checkpoint import read_checkpoint
-from posthoc_inn.training.loop import clip_gradients
+from posthoc_inn.training.loop import clipped_step, gradient_norm
 
 
 class LineLoss(nn.Module):
@@ -231,13 +231,26 @@ def test_ctrl_c_writes_a_checkpoint_of_the_very_step(tmp_path):
     assert any(k.startswith("module.") for k in load_file(path))
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bound", [0.5, 1e6, math.inf])
-def test_clipping_is_that_of_torch(bound):
-    modules = [torch.nn.Linear(4, 3).double() for _ in range(2)]
-    for module in modules:
-        for p, value in zip(module.parameters(), (2.0, -3.0), strict=True):
-            p.grad = torch.full_like(p, value)
-    expected = torch.nn.utils.clip_grad_norm_(modules[0].parameters(), bound)
-    assert clip_gradients(modules[1].parameters(), bound) == pytest.approx(float(expected))
+def test_a_clipped_step_is_that_of_torch(bound, fused, dtype):
+    modules = [nn.Linear(4, 3).to(dtype) for _ in range(2)]
+    modules[1].load_state_dict(modules[0].state_dict())
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=0.1, fused=fused) for m in modules]
+    for k in range(3):
+        for module in modules:
+            for p, value in zip(module.parameters(), (2.0, -3.0), strict=True):
+                p.grad = torch.full_like(p, value * (k + 1))
+        expected = nn.utils.clip_grad_norm_(modules[0].parameters(), bound)
+        optimizers[0].step()
+        norm = gradient_norm(modules[1].parameters())
+        assert norm == pytest.approx(float(expected))
+        clipped_step(optimizers[1], norm, bound)
     for p, q in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
-        torch.testing.assert_close(q.grad, p.grad)
+        torch.testing.assert_close(q, p)
+    moments = [
+        [optimizer.state[p]["exp_avg"] for p in m.parameters()]
+        for optimizer, m in zip(optimizers, modules, strict=True)
+    ]
+    torch.testing.assert_close(moments[1], moments[0])
