@@ -268,8 +268,12 @@ def compare(runs: list[Run], held_out: Cache, looks: int, limit: int) -> None:
         nats, seconds = run.best
         when = ours.first_at(nats)
         sooner = f"{seconds / when:.1f}" if math.isfinite(when) else "not reached"
-        rows.append([run.name, str(run.steps), f"{nats:.2f}", f"{seconds:.1f}", f"{when:.1f}", sooner])
-    print_table(["", "steps", "best nats", "after s", "ours after s", "times sooner"], rows)
+        passed = run.first_at(ours.best[0])
+        factor = f"{min(passed, run.seconds) / ours.best[1]:.1f}" + ("" if math.isfinite(passed) else " or more")
+        rows.append([run.name, str(run.steps), f"{nats:.2f}", f"{seconds:.1f}", f"{when:.1f}", sooner, factor])
+    print_table(
+        ["", "steps", "best nats", "after s", "ours after s", "times sooner", "our best value, times sooner"], rows
+    )
     print(f"{ours.name}: {ours.steps} steps, best {ours.best[0]:.2f} nats after {ours.best[1]:.1f} s")
     best = min(libraries, key=lambda run: run.best[0])
     when = ours.first_at(best.best[0])

@@ -45,8 +45,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "casts, copies, joins": ("copy_", "_to_copy", "to", "clone", "cat", "stack", "index", "fill_", "zero_"),
     "views and allocation": ("t", "transpose", "as_strided", "slice", "select", "split", "narrow", "unbind", "chunk",
                              "detach", "expand", "view", "reshape", "unsqueeze", "empty", "new_empty", "contiguous"),
-    "elementwise and sums": ("silu", "leaky_relu", "tanh", "exp", "mul", "add", "sub", "div", "neg", "threshold", "sum", "pow", "ge",
-                             "where", "square", "sigmoid", "random_"),
+    "elementwise and sums": ("silu", "leaky_relu", "tanh", "exp", "mul", "add", "sub", "div", "neg", "threshold",
+                             "sum", "pow", "ge", "where", "square", "sigmoid", "random_"),
 }  # fmt: skip
 """Kinds of operation in the profile, by how their names begin; of several that fit, the longest beginning counts."""
 
