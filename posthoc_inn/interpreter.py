@@ -23,7 +23,7 @@ from posthoc_inn.images import BatchSource, recognize_normalization, split
 from posthoc_inn.pipeline import InputAdapter, Pipeline
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.progress import Reporter, make_reporter
-from posthoc_inn.training.precision import choose_device, choose_precision
+from posthoc_inn.training.precision import check_precision, choose_device, choose_precision
 
 
 def choose_image_size(height: int, width: int) -> int:
@@ -104,6 +104,7 @@ class Interpreter:
         self.origin: dict[str, Any] = {}
         self.output, self.call, self.tokens, self.prediction = output, call, tokens, prediction
         self.autoencoder, self.preset, self.image_size = autoencoder, preset, image_size
+        check_precision(precision)
         self.device, self.precision, self.seed = device, precision, seed
         self.extractor = LayerExtractor(model, layer, output=output, call=call, tokens=tokens, prediction=prediction)
 
@@ -410,16 +411,18 @@ class Interpreter:
         Raises:
             NotFittedError: Before `fit`.
             ShapeError: A shape is wrong.
+            ConfigError: n is less than 1, or there is no such precision.
         """
         pipeline = self.pipeline
         images = self._checked(images)
+        chosen = choose_precision(precision, pipeline.device)
         if n < 1:
             raise ConfigError(f"n must be at least 1, got {n}.")
         context = pipeline.context(pipeline.features(images))
         if v is None:
             generator = torch.Generator().manual_seed(seed)
             v = torch.randn(len(images), n, pipeline.latent_dim, generator=generator)
-        latents = pipeline.sample_latents(context, v, precision=choose_precision(precision, pipeline.device))
+        latents = pipeline.sample_latents(context, v, precision=chosen)
         pictures = pipeline.decode(latents.flatten(0, 1))
         return pictures.reshape(*latents.shape[:2], *pictures.shape[1:])
 

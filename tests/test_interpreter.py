@@ -288,3 +288,10 @@ def test_samples_can_be_drawn_in_bf16(fitted, digits):
     assert not torch.equal(exact, low)
     assert (exact - low).abs().mean() < 0.02
     assert torch.equal(fitted.sample(digits[:3], n=4, seed=1), exact)
+
+
+def test_an_unknown_precision_is_refused_before_anything_is_done(fitted, digits):
+    with pytest.raises(ConfigError, match="'fp16'"):
+        Interpreter(network(), layer="0", precision="fp16")
+    with pytest.raises(ConfigError, match="auto"):
+        fitted.sample(digits[:2], precision="16")

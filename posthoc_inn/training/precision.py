@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from posthoc_inn.config import Precision
+from posthoc_inn.errors import ConfigError, suggest
 
 MIN_GAIN = 1.3
 """bf16 has to be this much faster than fp32 before it is chosen on a CPU."""
@@ -34,8 +35,23 @@ def bf16_gain() -> float:
     return best[torch.float32] / best[torch.bfloat16]
 
 
+def check_precision(precision: str) -> None:
+    """Check that `precision` is one of "auto", "32" and "bf16".
+
+    Raises:
+        ConfigError: It is none of the three.
+    """
+    if precision not in get_args(Precision):
+        raise ConfigError(f"There is no precision {precision!r}. {suggest(str(precision), get_args(Precision))}")
+
+
 def choose_precision(precision: Precision, device: torch.device) -> Literal["32", "bf16"]:
-    """Return "bf16" where it is asked for, or where "auto" finds it faster; else "32"."""
+    """Return "bf16" where it is asked for, or where "auto" finds it faster; else "32".
+
+    Raises:
+        ConfigError: It is none of the three.
+    """
+    check_precision(precision)
     if precision != "auto":
         return precision
     if device.type == "cuda":
