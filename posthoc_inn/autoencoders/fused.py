@@ -154,7 +154,7 @@ class FusedLoss(torch.autograd.Function):
         ctx.depth, ctx.dtype, ctx.counts = depth, dtype, (batch, channels, count)
         ctx.save_for_backward(
             *(noise, centred, statistics, flat, latent_mean, raw, std, z_bar, z_low),
-            *(decoded, variance, covariance, offset, root, gain, gamma, coded, stated),
+            *(decoded, variance, covariance, offset, root, gain, gamma, stated),
             *low,
             *maps,
             *grown,
@@ -169,8 +169,8 @@ class FusedLoss(torch.autograd.Function):
         (batch, channels, count), depth, dtype = ctx.counts, ctx.depth, ctx.dtype
         saved: Sequence[Tensor] = ctx.saved_tensors
         noise, centred, statistics, flat, latent_mean, raw, std, z_bar, z_low = saved[:9]
-        decoded, variance, covariance, offset, root, gain, gamma, _, stated = saved[9:18]
-        low, saved = saved[18 : 18 + 4 * depth + 8], saved[18 + 4 * depth + 8 :]
+        decoded, variance, covariance, offset, root, gain, gamma, stated = saved[9:17]
+        low, saved = saved[17 : 17 + 4 * depth + 8], saved[17 + 4 * depth + 8 :]
         maps, grown = saved[: depth + 1], saved[depth + 1 :]
         down, up = low[0 : 2 * depth : 2], low[2 * depth + 8 :: 2]
         to_latent, from_latent = low[2 * depth], low[2 * depth + 6]
