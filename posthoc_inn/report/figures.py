@@ -2,55 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from posthoc_inn.drawing import BLUE, GAP, GRID, INK, ORANGE, RED, SOFT, axes, picture, plain, to_data_uri, to_png
 from posthoc_inn.errors import ShapeError
 
-INK, SOFT, GRID = "#1f2430", "#6b7280", "#e5e7eb"
-BLUE, ORANGE, RED = "#2f6fb3", "#d9822b", "#c23b3b"
-GAP = 0.1
-"""Space between pictures, as a share of a picture's side."""
-
-
-def _axes(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
-    """Return `ax` and its figure, or new ones of a size in inches."""
-    if ax is not None:
-        figure = ax.get_figure(root=True)
-        if figure is None:
-            raise ShapeError("The given axes belong to no figure.")
-        return figure, ax
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
-
-
-def _plain(ax: Axes) -> None:
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_color(SOFT)
-    ax.tick_params(colors=SOFT, labelsize=8)
-    ax.xaxis.label.set(color=SOFT, size=9)
-    ax.yaxis.label.set(color=SOFT, size=9)
-    ax.grid(True, color=GRID, linewidth=0.8)
-    ax.set_axisbelow(True)
-
-
-def _picture(image: Tensor) -> np.ndarray[Any, Any]:
-    """Return (H, W, 3) in [0, 1] for a canonical image (C, H, W)."""
-    array: np.ndarray[Any, Any] = image.detach().float().clamp(0, 1).cpu().permute(1, 2, 0).numpy()
-    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+__all__ = [
+    "invariance_histogram",
+    "likelihood_ruler",
+    "sample_grid",
+    "to_data_uri",
+    "to_png",
+    "training_curve",
+]
 
 
 def sample_grid(
@@ -85,12 +57,12 @@ def sample_grid(
     step, inch = 1 + GAP, 0.78
     starts = [0.0, step, *(2 * step + 0.25 + k * step for k in range(columns))]
     width, height = starts[-1] + 1 + label_width, rows * step - GAP + 0.5
-    figure, ax = _axes(ax, width * inch, height * inch)
+    figure, ax = axes(ax, width * inch, height * inch)
     for row in range(rows):
         shown = [images[row], reconstructions[row], *samples[row]]
         for column, image in enumerate(shown):
             x, y = starts[column], row * step
-            ax.imshow(_picture(image), extent=(x, x + 1, y + 1, y), interpolation="nearest", zorder=2)
+            ax.imshow(picture(image), extent=(x, x + 1, y + 1, y), interpolation="nearest", zorder=2)
             text = sample_labels[row][column - 2] if sample_labels and column >= 2 else ""
             if text:
                 ax.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=RED, linewidth=1.8, zorder=3, clip_on=False))
@@ -123,7 +95,7 @@ def training_curve(
         levels: Name -> height of a horizontal line to compare with.
         ax: Where to draw.
     """
-    figure, ax = _axes(ax, 4.6, 2.7)
+    figure, ax = axes(ax, 4.6, 2.7)
     rows = history["rows"]
     steps = [row["step"] for row in rows]
     marker = "o" if len(rows) < 3 else None
@@ -144,7 +116,7 @@ def training_curve(
         margin = 0.08 * (max(heights) - min(heights) or 1.0)
         ax.set_ylim(min(heights) - margin, max(heights) + margin)
     ax.set(xlabel="step", ylabel=label)
-    _plain(ax)
+    plain(ax)
     ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper right")
     return figure
 
@@ -156,7 +128,7 @@ def invariance_histogram(v: Tensor, ax: Axes | None = None) -> Figure:
         v: Invariances, any shape; all values are taken together.
         ax: Where to draw.
     """
-    figure, ax = _axes(ax, 4.6, 2.7)
+    figure, ax = axes(ax, 4.6, 2.7)
     values = v.detach().float().flatten().cpu().numpy()
     values = values[np.isfinite(values)]
     edges = np.linspace(-5, 5, 81)
@@ -164,7 +136,7 @@ def invariance_histogram(v: Tensor, ax: Axes | None = None) -> Figure:
     x = np.linspace(-5, 5, 201)
     ax.plot(x, np.exp(-0.5 * x**2) / math.sqrt(2 * math.pi), color=INK, linewidth=1.4, label="N(0, 1)")
     ax.set(xlabel="v, all dimensions together", ylabel="density", xlim=(-5, 5))
-    _plain(ax)
+    plain(ax)
     ax.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper right")
     return figure
 
@@ -176,7 +148,7 @@ def likelihood_ruler(likelihood: Mapping[str, Any], ax: Axes | None = None) -> F
         likelihood: What `Likelihood.to_dict` returns.
         ax: Where to draw.
     """
-    figure, ax = _axes(ax, 9.2, 1.05)
+    figure, ax = axes(ax, 9.2, 1.05)
     points = [
         ("noise floor", likelihood["noise_floor"], SOFT, 1),
         ("t, held out", likelihood["held_out"], ORANGE, 1),
@@ -194,15 +166,3 @@ def likelihood_ruler(likelihood: Mapping[str, Any], ax: Axes | None = None) -> F
     ax.set(xlim=(low - margin, high + margin), ylim=(-1, 1))
     ax.axis("off")
     return figure
-
-
-def to_png(figure: Figure, dpi: int = 150) -> bytes:
-    """Return the figure as a PNG file, the same bytes for the same figure (no date inside)."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}, facecolor="white")
-    return buffer.getvalue()
-
-
-def to_data_uri(figure: Figure, dpi: int = 150) -> str:
-    """Return the figure as a data URI that stands alone in an HTML file."""
-    return "data:image/png;base64," + base64.b64encode(to_png(figure, dpi)).decode("ascii")

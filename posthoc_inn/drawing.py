@@ -1,0 +1,114 @@
+"""What all figures share: colours, axes, pictures, and PNG files. Nothing global of matplotlib is touched."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from posthoc_inn.errors import ShapeError
+
+INK, SOFT, GRID = "#1f2430", "#6b7280", "#e5e7eb"
+BLUE, ORANGE, RED = "#2f6fb3", "#d9822b", "#c23b3b"
+
+
+def axes(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
+    """Return `ax` and its figure, or new ones of a size in inches."""
+    if ax is not None:
+        figure = ax.get_figure(root=True)
+        if figure is None:
+            raise ShapeError("The given axes belong to no figure.")
+        return figure, ax
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def plain(ax: Axes) -> None:
+    """Give `ax` thin axes and a faint grid, in place."""
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color(SOFT)
+    ax.tick_params(colors=SOFT, labelsize=8)
+    ax.xaxis.label.set(color=SOFT, size=9)
+    ax.yaxis.label.set(color=SOFT, size=9)
+    ax.grid(True, color=GRID, linewidth=0.8)
+    ax.set_axisbelow(True)
+
+
+def picture(image: Tensor) -> np.ndarray[Any, Any]:
+    """Return (H, W, 3) in [0, 1] for a canonical image (C, H, W)."""
+    array: np.ndarray[Any, Any] = image.detach().float().clamp(0, 1).cpu().permute(1, 2, 0).numpy()
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
+
+
+PALETTE = (BLUE, ORANGE, "#3d8b5f", "#8b5fb0", RED, "#4aa3b5", "#a08a3c", "#7a7f8a")
+"""Colours of things that are told apart, in their order."""
+GAP = 0.1
+"""Space between pictures, as a share of a picture's side."""
+
+
+def picture_grid(
+    pictures: Tensor,
+    *,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    gaps: Sequence[int] = (),
+    inch: float = 0.78,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw pictures as a table.
+
+    Args:
+        pictures: Canonical images (R, N, C, H, W), R rows of N; one that is all NaN leaves its place empty.
+        row_labels: A text for each row, to its left.
+        column_labels: A text for each column, above it; line breaks are kept.
+        gaps: Columns before which a wider space is left.
+        inch: Side of a picture, in inches.
+        ax: Where to draw.
+
+    Raises:
+        ShapeError: `pictures` is not (R, N, C, H, W).
+    """
+    if pictures.ndim != 5 or 0 in pictures.shape:
+        raise ShapeError(f"A grid takes pictures (R, N, C, H, W), got {tuple(pictures.shape)}.")
+    rows, columns = pictures.shape[:2]
+    step = 1 + GAP
+    starts = [column * step + 0.25 * sum(column >= g for g in gaps) for column in range(columns)]
+    label_width = 0.11 * max((len(line) for text in row_labels for line in text.split("\n")), default=0)
+    label_width += 0.15 * bool(row_labels)
+    above = 0.08 + 0.19 * max((text.count("\n") + 1 for text in column_labels if text), default=0)
+    figure, ax = axes(ax, (starts[-1] + 1 + label_width) * inch, (rows * step - GAP + above) * inch)
+    for row in range(rows):
+        for column, x in enumerate(starts):
+            image = pictures[row, column]
+            if not bool(image.isnan().all()):
+                ax.imshow(picture(image), extent=(x, x + 1, row * step + 1, row * step), interpolation="nearest")
+        if row_labels:
+            ax.text(-0.14, row * step + 0.5, row_labels[row], ha="right", va="center", size=8, color=INK)
+    for x, text in zip(starts, column_labels, strict=False):
+        ax.text(x + 0.5, -0.08, text, ha="center", va="bottom", size=7.5, color=SOFT, linespacing=0.95)
+    ax.set(xlim=(-label_width - 0.1, starts[-1] + 1.04), ylim=(rows * step - GAP + 0.04, -above))
+    ax.set_aspect("equal")
+    ax.axis("off")
+    return figure
+
+
+def to_png(figure: Figure, dpi: int = 150) -> bytes:
+    """Return the figure as a PNG file, the same bytes for the same figure (no date inside)."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}, facecolor="white")
+    return buffer.getvalue()
+
+
+def to_data_uri(figure: Figure, dpi: int = 150) -> str:
+    """Return the figure as a data URI that stands alone in an HTML file."""
+    return "data:image/png;base64," + base64.b64encode(to_png(figure, dpi)).decode("ascii")
