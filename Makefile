@@ -11,7 +11,7 @@ $(VENV)/.installed: $(PROJECTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "posthoc_inn needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,bench]" -e plugins/torchvision -e plugins/timm
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,bench,all]" -e plugins/torchvision -e plugins/timm
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -320,6 +320,39 @@ class TrainConfig(Config):
 
 
 @dataclass(frozen=True)
+class ConceptConfig(Config):
+    """Shape and training of e (MSC A.2, tab. S10).
+
+    Attributes:
+        blocks: Blocks of e.
+        width: Hidden width of its subnets.
+        depth: Their hidden layers.
+        dropout: Dropout rate in them, training only.
+        activation: Their activation.
+        separate_nets: Separate scale and shift networks.
+        rho: Correlation of a shared factor between the two images of a pair; 0.9 in MSC, 0.975 in its code.
+        random: Learn one more factor, from pairs that share nothing: the null that relevances are compared with.
+        training: How e is trained; a step sees `batch_size` pairs.
+    """
+
+    blocks: int = 12
+    width: int = 256
+    depth: int = 2
+    dropout: float = 0.0
+    activation: Activation = "silu"
+    separate_nets: bool = False
+    rho: float = 0.9
+    random: bool = True
+    training: TrainConfig = TrainConfig(steps=4000, lr=2e-3, weight_decay=0.01, eval_every=500, patience=0)
+
+    def _check(self, problems: Problems) -> None:
+        problems.check(0 <= self.rho < 1, f"rho must be in [0, 1), got {self.rho}")
+        for name in ("blocks", "width", "depth"):
+            problems.check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        problems.check(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True)
 class FitConfig(Config):
     """Everything `Interpreter.fit` needs besides model and data; `preset` makes one by name.
 
@@ -333,6 +366,7 @@ class FitConfig(Config):
         flow: t; its dim and context_dim are set from `latent_dim` and `context_dim`.
         autoencoder_training: How E and D are trained.
         flow_training: How t is trained.
+        concepts: e and its training, where there are concepts.
     """
 
     preset: str
@@ -344,6 +378,7 @@ class FitConfig(Config):
     flow: FlowConfig
     autoencoder_training: TrainConfig
     flow_training: TrainConfig
+    concepts: ConceptConfig = ConceptConfig()
 
     def with_seed(self, seed: int) -> FitConfig:
         """Return a copy in which everything random starts from `seed`."""

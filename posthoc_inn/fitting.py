@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import json
 import logging
@@ -21,15 +20,17 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from posthoc_inn.autoencoders import Autoencoder, TrainableAutoencoder
-from posthoc_inn.cache import DEFAULT_BUDGET, Budget, Cache, pixels, unit
+from posthoc_inn.cache import DEFAULT_BUDGET, Cache
+from posthoc_inn.concept_fitting import BoundConcepts, ConceptFit, ConceptRequest, bind, fit_concepts, rows_of
+from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import ConditionerConfig, FitConfig
 from posthoc_inn.errors import DataError
 from posthoc_inn.features import LayerExtractor
-from posthoc_inn.fingerprint import fingerprint
 from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
 from posthoc_inn.images import BatchSource
-from posthoc_inn.pipeline import CHUNK, InputAdapter, Pipeline, is_classification
+from posthoc_inn.pipeline import CHUNK, InputAdapter, Pipeline
 from posthoc_inn.progress import Reporter
+from posthoc_inn.reading import RowReader
 from posthoc_inn.training import History, train
 from posthoc_inn.training.tasks import AutoencoderLoss, AutoencoderTask, FlowLoss, FlowTask
 from posthoc_inn.training.threads import MIN_IMAGES, MIN_STEPS, fastest, thread_counts, time_threads, using_threads
@@ -70,6 +71,7 @@ class FitResult:
         held_out: Cached held-out rows.
         autoencoder_history: None when the autoencoder was given.
         flow_history: Curve of t.
+        concepts: e, its curve and the concepts' scores, where there are concepts.
         seconds: Time of each stage.
         threads: CPU threads of each stage.
     """
@@ -80,6 +82,7 @@ class FitResult:
     held_out: Cache
     autoencoder_history: History | None
     flow_history: History
+    concepts: ConceptFit | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     threads: dict[str, int] = field(default_factory=dict)
 
@@ -111,13 +114,19 @@ class Fit:
         budget: int = DEFAULT_BUDGET,
         reporter: Reporter,
         on_stage: Callable[[str, dict[str, Any]], None] = lambda stage, info: None,
+        concepts: ConceptRequest | None = None,
+        fitted_concepts: ConceptModel | None = None,
     ) -> None:
         self.extractor, self.adapter, self.config = extractor, adapter, config
         self.autoencoder, self.autoencoder_is_fitted = autoencoder, autoencoder_is_fitted
         self.data, self.held_out, self.draws = data, held_out, draws
         self.device, self.precision = device, precision
         self.out, self.resume, self.budget = out, resume, budget
-        self.reporter, self.on_stage = reporter, on_stage
+        self.reporter, self.on_stage, self.concepts = reporter, on_stage, concepts
+        self.reader = RowReader(
+            extractor, adapter, device, reporter,
+            out=out, resume=resume, budget=budget, for_concepts=concepts is not None,
+        )  # fmt: skip
         self.seconds: dict[str, float] = {}
         self.threads: dict[str, int] = {}
         if resume:
@@ -133,6 +142,8 @@ class Fit:
                 seed=config.flow.seed,
             ),
         )
+        if fitted_concepts is not None:
+            self.flow.set_base(fitted_concepts.flow)
         self.autoencoder.to(device)
         self.flow.to(device)
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -144,7 +155,7 @@ class Fit:
         config, adapter = self.config, self.adapter
         batch = next(iter(self.data.batches()))["images"]
         started = time.perf_counter()
-        row = self._row(batch)
+        row = self.reader.row(batch)
         per_image = (time.perf_counter() - started) / len(batch)
         self._choose_feature_threads()
         known = self.data.length
@@ -207,7 +218,7 @@ class Fit:
         images = (self.data.length or 0) * self.draws
         if images >= MIN_IMAGES and "features" not in self.threads:
             few = self.data.first(16)
-            self._pace("features", lambda: self._row(few), images)
+            self._pace("features", lambda: self.reader.row(few), images)
 
     def _autoencoder_step(self) -> Callable[[], None]:
         """Return a function that takes one training step of a copy of the autoencoder."""
@@ -250,7 +261,8 @@ class Fit:
 
     def run(self) -> FitResult:
         """Run all stages."""
-        train_rows, held_rows = self._stage("features", self._features, self._choose_feature_threads)
+        train_rows, held_rows, extra_rows = self._stage("features", self._read, self._choose_feature_threads)
+        bound = None if self.concepts is None else bind(self.concepts, train_rows, held_rows, extra_rows)
         autoencoder_history = None
         if not self.autoencoder_is_fitted:
             steps = self.config.autoencoder_training.steps
@@ -264,7 +276,14 @@ class Fit:
         self.autoencoder.eval()
         if "autoencoder" in self.threads:
             self.threads.setdefault("latents", self.threads["autoencoder"])
-        self._stage("latents", lambda: self._encode(train_rows, held_rows))
+        self._stage("latents", lambda: self._encode(train_rows, held_rows, extra_rows))
+        found = None
+        if bound is not None:
+            found = self._stage("e", lambda: self._fit_concepts(bound, train_rows, held_rows, extra_rows))
+            self._count(found.history, "e")
+            self.on_stage("e", found.history.to_dict())
+            if bound.space == "z_bar" and bound.source is not None:
+                self.flow.set_base(found.model.flow)
         some = train_rows["z"].rows(torch.arange(min(len(train_rows), self.config.flow_training.batch_size)))
         steps = self.config.flow_training.steps
         history = self._stage(
@@ -283,6 +302,7 @@ class Fit:
             held_rows,
             autoencoder_history,
             history,
+            found,
             self.seconds,
             self.threads,
         )
@@ -337,70 +357,24 @@ class Fit:
         except (OSError, ValueError, TypeError, AttributeError):
             return  # nothing usable: threads are measured, and the time counts from now
 
-    def _row(self, images: Tensor) -> dict[str, Tensor]:
-        """Return what is cached of one batch: pictures, z, and the predicted class when there is one."""
-        with torch.no_grad():
-            images = images.to(self.device)
-            z, output = self.extractor.features_and_prediction(self.adapter.to_model(images))
-            row = {"images": pixels(self.adapter.to_images(images)).cpu(), "z": z.float().cpu()}
-            if is_classification(output):
-                row["prediction"] = output.argmax(1).cpu()
-        return row
+    def _read(self) -> tuple[Cache, Cache, Cache | None]:
+        extra = None if self.concepts is None else self.concepts.extra
+        return self.reader.read(self.data, self.held_out, self.draws, extra)
 
-    def _features(self) -> tuple[Cache, Cache]:
-        known = self.data.length, self.held_out.length
-        total = None if None in known else (known[0] or 0) * self.draws + (known[1] or 0)
-        self.reporter.stage("reading images and features", total)
-        digest = hashlib.sha256(
-            json.dumps(
-                [
-                    fingerprint(self.extractor.model),
-                    self.extractor.to_dict(),
-                    self.adapter.spec.to_dict(),
-                    self.adapter.image_size,
-                    self.draws,
-                    *known,
-                ]
-            ).encode()
-        ).hexdigest()
-        done = 0
-        caches = []
-        # Beside a run directory rows go to disk at once: a killed run finds them again, and the system's own page
-        # cache keeps what fits in memory.
-        budget = Budget(0 if self.out is not None else self.budget)
-        for part, source, draws in (("train", self.data, self.draws), ("held_out", self.held_out, 1)):
-            directory = self.out / "cache" / part if self.out is not None else None
-            cache = Cache(directory, budget)
-            if not (self.resume and directory is not None and cache.restore(digest)):
-                if directory is not None:
-                    shutil.rmtree(directory, ignore_errors=True)
-                try:
-                    for batch in itertools.chain.from_iterable(source.batches(draw=k) for k in range(draws)):
-                        cache.append(**self._row(batch["images"]))
-                        done += len(batch["images"])
-                        self.reporter.advance(done)
-                    if directory is not None:
-                        cache.save(digest)
-                except OSError as error:
-                    raise DataError(
-                        f"The cache cannot be written to {directory or cache.directory}: {error}. Free some space, or "
-                        "use fewer images or draws."
-                    ) from error
-            caches.append(cache)
-        return caches[0], caches[1]
+    def _encode(self, *caches: Cache | None) -> None:
+        self.reader.encode(self.autoencoder, *(cache for cache in caches if cache is not None))
 
-    def _encode(self, *caches: Cache) -> None:
-        self.reporter.stage("encoding images", sum(len(c) for c in caches))
-        done = 0
-        for cache in caches:
-            cache.drop("mean")
-            cache.drop("std")
-            for (images,) in cache.batches(CHUNK, "images"):
-                with torch.no_grad():
-                    mean, std = self.autoencoder.encode(unit(images.to(self.device)))
-                cache.append(mean=mean.float(), std=std.float())
-                done += len(images)
-                self.reporter.advance(done)
+    def _fit_concepts(self, bound: BoundConcepts, rows: Cache, held_out: Cache, extra: Cache | None) -> ConceptFit:
+        config = self.config.concepts
+        self.reporter.stage("e", config.training.steps)
+        caches = [rows] if extra is None else [rows, extra]
+        return fit_concepts(
+            bound, rows_of(bound.space, *caches), rows_of(bound.space, held_out),
+            shape=(self.config.latent_dim,) if bound.space == "z_bar" else rows["z"].shape,
+            config=config, seed=self.config.flow.seed, device=self.device, precision=self.precision,
+            checkpoint=self._checkpoint("e"), resume=self.resume,
+            progress=lambda step, total, figures: self.reporter.advance(step, figures), note=self.reporter.note,
+        )  # fmt: skip
 
     def _fabric(self, what: str) -> Fabric:
         # t runs its matrix products in bf16 by itself; autocast would also lower its exponents and sums.
@@ -410,7 +384,9 @@ class Fit:
         return Fabric(accelerator=accelerator, devices=devices, precision="bf16-mixed" if mixed else "32-true")
 
     def _set_precision(self, flow: ConditionalFlow) -> None:
-        set_compute_dtype(flow, torch.bfloat16 if self.precision == "bf16" else None)
+        # e is not trained: its rounding would be noise that t can do nothing about.
+        for part in (flow.flow, flow.conditioner):
+            set_compute_dtype(part, torch.bfloat16 if self.precision == "bf16" else None)
 
     def _checkpoint(self, name: str) -> Path | None:
         return None if self.out is None else self.out / "checkpoints" / f"{name}.safetensors"

@@ -48,6 +48,10 @@ class InputAdapter:
             images = self.normalization.undo(images)
         return fit_canonical(images, self.image_size, self.channels)
 
+    def from_pictures(self, images: Tensor) -> Tensor:
+        """Return canonical images of the autoencoder's size for canonical images (B, C, H, W) of any size."""
+        return fit_canonical(images, self.image_size, self.channels)
+
     def images_to_model(self, images: Tensor) -> Tensor:
         """Return model inputs for canonical images (B, C, H, W) of any size, differentiably."""
         return apply_spec(images, self.spec)

@@ -50,9 +50,18 @@ class Flow(Protocol):
 
 @runtime_checkable
 class ConceptSource(Protocol):
-    """Draws pairs of images that share, or differ in, semantic concepts (IIN section 3.2)."""
+    """Draws pairs of images that share, or differ in, semantic concepts (IIN section 3.2, MSC eq. 9-13).
+
+    Images are named by their index in the data set. A source that brings images of its own (stylised ones, folders
+    of pairs) also has ``extra``, a map-style data set of canonical images (C, H, W) in [0, 1], which are numbered on
+    from the data set's last index; they are encoded once, like the others.
+    """
 
     names: tuple[str, ...]
 
     def pairs(self, n: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return indices a (n,), b (n,) and the boolean `shared`, shape (n, K)."""
+        """Return indices a (n,), b (n,) and the boolean `shared`, shape (n, K + 1): which factors each pair shares.
+
+        Column 0 is the residual's; column 1 + i is that of the concept ``names[i]``. A pair that differs in one
+        concept and agrees in all else shares every column but that one.
+        """

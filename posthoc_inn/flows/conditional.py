@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
 from posthoc_inn.config import ConditionerConfig, FlowConfig
-from posthoc_inn.errors import ConfigError, ShapeError
+from posthoc_inn.errors import ConfigError, NotFittedError, ShapeError
 from posthoc_inn.flows import fast_inverse
 from posthoc_inn.flows.conditioner import Conditioner
 from posthoc_inn.flows.coupling import Context, ProjectedContext, check_context, check_width
 from posthoc_inn.flows.coupling_flow import CouplingFactory, CouplingFlow, evaluating
+from posthoc_inn.flows.factor import FactorFlow
+
+BASE_CHUNK = 4096
+"""Latents that go through e⁻¹ at a time."""
 
 
 class ConditionalFlow(nn.Module):
@@ -23,9 +29,13 @@ class ConditionalFlow(nn.Module):
         flow: Shape of t; its `context_dim` is that of H.
         conditioner: Shape of H.
         coupling: As in `CouplingFlow`.
+        base: A trained e, see `set_base`.
+
+    Attributes:
+        base: e, or None.
 
     Raises:
-        ConfigError: The two configurations disagree about the width of the context.
+        ConfigError: The two configurations disagree about the width of the context, or of the latents.
 
     >>> config = FlowConfig(dim=4, context_dim=8, blocks=2, width=16)
     >>> t = ConditionalFlow(config, ConditionerConfig(z_shape=(5,), context_dim=8, width=16))
@@ -42,7 +52,12 @@ class ConditionalFlow(nn.Module):
     """
 
     def __init__(
-        self, flow: FlowConfig, conditioner: ConditionerConfig, *, coupling: CouplingFactory | None = None
+        self,
+        flow: FlowConfig,
+        conditioner: ConditionerConfig,
+        *,
+        coupling: CouplingFactory | None = None,
+        base: FactorFlow | None = None,
     ) -> None:
         super().__init__()
         if flow.context_dim != conditioner.context_dim:
@@ -52,6 +67,35 @@ class ConditionalFlow(nn.Module):
             )
         self.conditioner = Conditioner(conditioner)
         self.flow = CouplingFlow(flow, coupling=coupling)
+        self.base: FactorFlow | None = None
+        if base is not None:
+            self.set_base(base)
+
+    def set_base(self, base: FactorFlow) -> None:
+        """Let t work on the factors of a trained e: v = s(e(z_bar) | H(z)), s being the blocks of t.
+
+        e is not trained any further. t can be any conditional flow as before, but where z says nothing about a factor,
+        s need not touch it, so that the same v stands for the same concept at every z. Without this, t is free to
+        turn v in another way for each z, which leaves its likelihood as it is, and raises MSC eq. 20.
+
+        Raises:
+            ConfigError: e is for latents of another width.
+            NotFittedError: e was never fitted.
+        """
+        if base.config.dim != self.flow.config.dim:
+            raise ConfigError(
+                f"e takes {base.config.dim} values, t {self.flow.config.dim}; they need the same latents."
+            )
+        if not base.is_initialized:
+            raise NotFittedError("e was never fitted: fit it before t is to work on its factors.")
+        self.base = base.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and use, as any module does; e stays as it is in use."""
+        super().train(mode)
+        if self.base is not None:
+            self.base.eval()
+        return self
 
     @property
     def is_initialized(self) -> bool:
@@ -83,8 +127,12 @@ class ConditionalFlow(nn.Module):
             ShapeError: A shape does not fit.
             NotFittedError: The flow was not initialised.
         """
-        out: tuple[Tensor, Tensor] = self.flow(z_bar, context)
-        return out
+        if self.base is None:
+            out: tuple[Tensor, Tensor] = self.flow(z_bar, context)
+            return out
+        factors, base_log_det = self.base(z_bar)
+        v, log_det = self.flow(torch.cat(factors, dim=-1), context)
+        return v, log_det + base_log_det
 
     def inverse(self, v: Tensor, context: Context) -> Tensor:
         """Map invariances `v` (..., D) to latents (..., D) (MSC eq. 2).
@@ -93,7 +141,8 @@ class ConditionalFlow(nn.Module):
             ShapeError: A shape does not fit.
             NotFittedError: The flow was not initialised.
         """
-        return self.flow.inverse(v, context)
+        out = self.flow.inverse(v, context)
+        return out if self.base is None else self.base.inverse(out)
 
     @torch.no_grad()
     def inverse_many(self, v: Tensor, context: Tensor) -> Tensor:
@@ -119,18 +168,25 @@ class ConditionalFlow(nn.Module):
                 f"(B, N, {config.dim}) and (B, {config.context_dim}) with the same B."
             )
         with evaluating(self):
-            if self.flow.is_affine:
-                return fast_inverse.inverse(self.flow, v, context)
-            parameter = next(self.flow.parameters())
-            out = torch.empty(v.shape, dtype=parameter.dtype, device=parameter.device)
-            together = max(1, fast_inverse.CHUNK // max(v.shape[1], 1))
-            for start in range(0, len(v), together):
-                rows = slice(start, start + together)
-                projected = self.flow.project(context[rows].unsqueeze(1).to(parameter.device))
-                for first in range(0, v.shape[1], fast_inverse.CHUNK):
-                    draws = slice(first, first + fast_inverse.CHUNK)
-                    out[rows, draws] = self.flow.inverse(v[rows, draws].to(parameter.device), projected)
+            out = self._blocks_inverse(v, context)
+            if self.base is not None:
+                for rows in out.flatten(0, 1).split(BASE_CHUNK):
+                    rows.copy_(self.base.inverse(rows))
             return out
+
+    def _blocks_inverse(self, v: Tensor, context: Tensor) -> Tensor:
+        if self.flow.is_affine:
+            return fast_inverse.inverse(self.flow, v, context)
+        parameter = next(self.flow.parameters())
+        out = torch.empty(v.shape, dtype=parameter.dtype, device=parameter.device)
+        together = max(1, fast_inverse.CHUNK // max(v.shape[1], 1))
+        for start in range(0, len(v), together):
+            rows = slice(start, start + together)
+            projected = self.flow.project(context[rows].unsqueeze(1).to(parameter.device))
+            for first in range(0, v.shape[1], fast_inverse.CHUNK):
+                draws = slice(first, first + fast_inverse.CHUNK)
+                out[rows, draws] = self.flow.inverse(v[rows, draws].to(parameter.device), projected)
+        return out
 
     @torch.no_grad()
     def initialize(self, z_bar: Tensor, z: Tensor, *, force: bool = False) -> None:
@@ -146,4 +202,6 @@ class ConditionalFlow(nn.Module):
             DataError: The data hold NaN or infinity.
         """
         with evaluating(self):
+            if self.base is not None:
+                z_bar = torch.cat(self.base(z_bar)[0], dim=-1)
             self.flow.initialize(z_bar, self.context(z), force=force)

@@ -19,7 +19,7 @@ from posthoc_inn.images.spec import (
     resize,
     undo_spec_normalization,
 )
-from posthoc_inn.images.splitting import split
+from posthoc_inn.images.splitting import in_order, positions, split
 
 __all__ = [
     "Batch",
@@ -29,10 +29,12 @@ __all__ = [
     "apply_spec",
     "find_image_files",
     "fit_canonical",
+    "in_order",
     "load_image",
     "load_image_files",
     "match_channels",
     "pil_to_tensor",
+    "positions",
     "recognize_normalization",
     "resize",
     "split",

@@ -7,7 +7,9 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
@@ -69,6 +71,39 @@ def split(data: Any, held_out: Any = 0.1, seed: int = 0) -> tuple[Any, Any]:
         return _stream_parts(source, held_out)
     train_rows, held_rows = _rows(source.length, held_out, seed)
     return Subset(indexable, train_rows), Subset(indexable, held_rows)
+
+
+def positions(part: Any) -> Tensor | None:
+    """Return where the images of a part that `split` made lie in the whole data, (N,), or None where it is no part.
+
+    >>> train, held_out = split(torch.rand(20, 3, 4, 4), 0.25)
+    >>> sorted(positions(train).tolist() + positions(held_out).tolist()) == list(range(20))
+    True
+    """
+    data = part.dataset if isinstance(part, DataLoader) else part
+    if isinstance(data, Subset):
+        return torch.as_tensor(np.asarray(data.indices)).long()
+    return None
+
+
+def in_order(data: Any) -> Any:
+    """Return a loader over the same images that does not shuffle; whatever is no shuffling loader is returned as it is.
+
+    What names images by their place in the data set needs to know which one comes when.
+    """
+    if not isinstance(data, DataLoader) or type(data.sampler) is not RandomSampler or data.batch_size is None:
+        return data
+    return DataLoader(
+        data.dataset,
+        batch_size=data.batch_size,
+        num_workers=data.num_workers,
+        collate_fn=data.collate_fn,
+        pin_memory=data.pin_memory,
+        timeout=data.timeout,
+        worker_init_fn=data.worker_init_fn,
+        multiprocessing_context=data.multiprocessing_context if data.num_workers else None,
+        prefetch_factor=data.prefetch_factor,
+    )
 
 
 def _indexable(data: Any) -> Any:

@@ -9,7 +9,7 @@ from flow_helpers import randomize
 
 from posthoc_inn.config import ConditionerConfig, FlowConfig
 from posthoc_inn.errors import ConfigError, NotFittedError
-from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
+from posthoc_inn.flows import ConditionalFlow, FactorFlow, set_compute_dtype
 from posthoc_inn.objectives import flow_nll
 from posthoc_inn.protocols import Flow
 
@@ -109,3 +109,64 @@ def test_a_linear_gaussian_conditional_is_learned_to_its_entropy():
     assert v.std(0).tolist() == pytest.approx([1.0] * 4, abs=0.1)
     correlation = torch.corrcoef(torch.cat([v, z], dim=1).T)[:4, 4:]
     assert correlation.abs().max() < 0.2
+
+
+def factor_flow(dim, seed=5):
+    e = FactorFlow(FlowConfig(dim=dim, blocks=2, width=8, seed=seed), (dim - 1, 1))
+    e.initialize(torch.randn(128, dim) * 2 + 1)
+    for parameter in e.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    return e
+
+
+@pytest.mark.parametrize("kind", ["affine", "spline"])
+def test_t_on_the_factors_of_e_is_still_a_density_and_inverts(kind):
+    e = factor_flow(4).double()
+    config = FlowConfig(dim=4, context_dim=3, blocks=2, width=8, kind=kind)
+    t = ConditionalFlow(config, ConditionerConfig(z_shape=(5,), context_dim=3, width=8), base=e).double()
+    z_bar, z = torch.randn(64, 4).double(), torch.randn(64, 5).double()
+    t.conditioner.fit_standardization([z])
+    t.initialize(z_bar, z)
+    for name, parameter in t.flow.named_parameters():
+        if "blocks" in name:
+            parameter.data += 0.1 * torch.randn(parameter.shape).double()
+    t.eval()
+    context = t.context(z)
+    with torch.no_grad():
+        v, log_det = t(z_bar, context)
+        assert torch.allclose(t.inverse(v, context), z_bar, atol=1e-6)
+        many = t.inverse_many(v[:, None].expand(-1, 3, -1), context)
+        assert torch.allclose(many, z_bar[:, None].expand(-1, 3, -1), atol=1e-6)
+    for k in range(3):
+        jacobian = torch.autograd.functional.jacobian(lambda x, k=k: t(x[None], context[k : k + 1])[0][0], z_bar[k])
+        assert torch.allclose(torch.linalg.slogdet(jacobian)[1], log_det[k], atol=1e-9)
+
+
+def test_training_t_leaves_e_as_it_was():
+    e = factor_flow(4)
+    before = {k: v.clone() for k, v in e.state_dict().items()}
+    config = FlowConfig(dim=4, context_dim=3, blocks=2, width=8, dropout=0.2)
+    t = ConditionalFlow(config, ConditionerConfig(z_shape=(5,), context_dim=3, width=8))
+    t.set_base(e)
+    z_bar, z = torch.randn(64, 4), torch.randn(64, 5)
+    t.conditioner.fit_standardization([z])
+    t.initialize(z_bar, z)
+    t.train()
+    assert not t.base.training
+    optimizer = torch.optim.Adam([p for p in t.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        v, log_det = t(z_bar, t.context(z))
+        optimizer.zero_grad()
+        (v.square().sum(1) / 2 - log_det).mean().backward()
+        optimizer.step()
+    assert all(torch.equal(before[k], v) for k, v in e.state_dict().items())
+    assert all(p.grad is None for p in e.parameters())
+
+
+def test_an_e_that_does_not_fit_t_is_refused():
+    config = FlowConfig(dim=4, context_dim=3, blocks=1, width=8)
+    t = ConditionalFlow(config, ConditionerConfig(z_shape=(5,), context_dim=3, width=8))
+    with pytest.raises(ConfigError, match="e takes 6 values, t 4"):
+        t.set_base(factor_flow(6))
+    with pytest.raises(NotFittedError, match="e was never fitted"):
+        t.set_base(FactorFlow(FlowConfig(dim=4, blocks=1, width=8), (3, 1)))

@@ -1,0 +1,265 @@
+"""Fits e: sizes of the factors, initialisation and training, on cached rows (IIN section 3, MSC A.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from posthoc_inn.cache import Cache
+from posthoc_inn.concepts import ConceptModel, LabelsOf, Space, WithRandom, factor_sizes, shared_score
+from posthoc_inn.config import ConceptConfig, FlowConfig
+from posthoc_inn.errors import ConfigError, DataError
+from posthoc_inn.flows import FactorFlow, set_compute_dtype
+from posthoc_inn.protocols import ConceptSource
+from posthoc_inn.reading import IMAGE, LABEL
+from posthoc_inn.training import History, train
+from posthoc_inn.training.factors import DensityTask, FactorTask, Rows
+from posthoc_inn.training.pairs import RowPairs
+
+INITIALIZATION_ROWS = 4096
+SIZING_PAIRS = 4096
+"""Pairs that each concept's score is measured on."""
+MAX_Z = 8192
+"""Values of z that a flow of fully connected networks can be asked to model."""
+Z_NOISE = 0.1
+"""Noise added to a layer's z, which is deterministic and would have an infinite likelihood, in its deviations."""
+
+
+@dataclass
+class ConceptRequest:
+    """Which e is to be fitted.
+
+    Attributes:
+        source: The concepts, over the images of the data that was given; None for an e without any (IIN eq. 12).
+        held_out_source: Those of held-out images, where these are other data.
+        space: What e is over.
+        sizes: Widths of its factors, residual first, the random concept last; estimated when None.
+        positions: Where training and held-out images lie in the data that the source knows; None where it knows them
+            in their own order.
+        length: Images in the data that the source knows; those of its own are numbered on from there.
+    """
+
+    source: ConceptSource | LabelsOf | None
+    held_out_source: ConceptSource | LabelsOf | None = None
+    space: Space = "z_bar"
+    sizes: tuple[int, ...] | None = None
+    positions: tuple[Tensor | None, Tensor | None] = (None, None)
+    length: int | None = None
+
+    @property
+    def extra(self) -> Any:
+        """Images of the source's own, or None."""
+        return getattr(self.source, "extra", None)
+
+
+@dataclass
+class BoundConcepts:
+    """Concepts over cached rows.
+
+    Attributes:
+        source: Numbers training rows, then a source's own images; None for an e without concepts.
+        held_out: Numbers held-out rows; None where nothing is known of them.
+        space: What e is over.
+        sizes: Widths of its factors, or None.
+        note: What a user has to know, or "".
+    """
+
+    source: ConceptSource | None
+    held_out: ConceptSource | None
+    space: Space
+    sizes: tuple[int, ...] | None
+    note: str = ""
+
+
+class _Numbered:
+    """A source over rows, from one over images."""
+
+    def __init__(self, source: ConceptSource, images: Tensor) -> None:
+        self._pairs = RowPairs(source, images)
+        self.names = source.names
+
+    def pairs(self, n: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self._pairs.draw(n, seed=seed)
+
+
+def bind(request: ConceptRequest, train: Cache, held_out: Cache, extra: Cache | None = None) -> BoundConcepts:
+    """Return the concepts over cached rows.
+
+    Raises:
+        DataError: A concept has no pairs among the training rows, or one value only; or it is not known which image
+            each row is of.
+    """
+    if request.source is None:
+        return BoundConcepts(None, None, request.space, request.sizes)
+    source = _over_rows(request.source, train, request.positions[0], request.length, extra)
+    aside = request.held_out_source
+    if aside is None and (isinstance(request.source, LabelsOf) or request.positions[1] is not None):
+        aside = request.source
+    kept, note = None, "e is measured on training pairs: nothing is known of the held-out images' concepts."
+    if aside is not None:
+        try:
+            kept, note = _over_rows(aside, held_out, request.positions[1], request.length, None), ""
+        except DataError as error:
+            note = f"e is measured on training pairs, since held-out images give none: {error}"
+    return BoundConcepts(source, kept, request.space, request.sizes, note)
+
+
+def _over_rows(
+    source: ConceptSource | LabelsOf, rows: Cache, position: Tensor | None, length: int | None, extra: Cache | None
+) -> ConceptSource:
+    everything = torch.arange(len(rows))
+    if isinstance(source, LabelsOf):
+        return source.source(
+            {n.removeprefix(LABEL): rows[n].rows(everything) for n in rows.names() if n.startswith(LABEL)}
+        )
+    if IMAGE not in rows:
+        raise DataError(
+            "Concepts name images by their index, and this data does not tell which image comes when (a stream, or a "
+            "loader with a sampler of its own). Pass the data set, or labels with the images and concepts='labels'."
+        )
+    images = rows[IMAGE].rows(everything)
+    if position is not None:
+        images = position[images]
+    if extra is not None:
+        start = int(images.max()) + 1 if length is None else length
+        images = torch.cat([images, start + torch.arange(len(extra))])
+    return _Numbered(source, images)
+
+
+@dataclass
+class ConceptFit:
+    """What fitting e leaves behind.
+
+    Attributes:
+        model: e with its names.
+        scores: Of each concept, in [-1, 1]: how much of the inputs' variance its pairs have in common; empty when the
+            sizes were given.
+        history: Curve of e, nats an image.
+    """
+
+    model: ConceptModel
+    scores: dict[str, float]
+    history: History
+
+
+def rows_of(space: Space, *caches: Cache) -> Rows:
+    """Return what e is trained on: latents with the encoder's noise, or z with a tenth of its deviation as noise."""
+    if space == "z_bar":
+        return Rows(*caches)
+    size = int(torch.Size(caches[0]["z"].shape).numel())
+    if size > MAX_Z:
+        raise DataError(
+            f"z of this layer has {size:,} values; e over z takes up to {MAX_Z:,}. Choose a later layer, or "
+            "tokens='mean'."
+        )
+    some = caches[0]["z"].rows(torch.arange(min(len(caches[0]), 10_000))).float().flatten(1)
+    spread = some.std(dim=0)
+    # Values that never change (units that are always off) get a little noise too, or their density has no bound.
+    return Rows(*caches, mean="z", noise=Z_NOISE * spread.clamp_min(0.1 * float(spread.mean()) + 1e-6))
+
+
+def estimate_sizes(rows: Rows, pairs: RowPairs, *, seed: int = 0) -> tuple[tuple[int, ...], dict[str, float]]:
+    """Return the factors' widths, residual first, and each concept's score (IIN eq. 11, normalised).
+
+    A concept that comes in pairs which differ in it is scored by what they do not have in common.
+    """
+    a, b, shared = pairs.draw(SIZING_PAIRS * len(pairs.names), seed=seed)
+    scores = {}
+    for k, name in enumerate(pairs.names, 1):
+        sharing = (shared[:, k] & ~shared[:, 0]).nonzero()[:, 0][:SIZING_PAIRS]
+        differing = (~shared[:, k] & shared[:, 0]).nonzero()[:, 0][:SIZING_PAIRS]
+        index = sharing if len(sharing) >= 2 else differing
+        if len(index) < 2:
+            raise DataError(f"The concept {name!r} has no pairs among {len(a):,} drawn.")
+        # Means, not draws: the encoder's noise is no part of what two images have in common.
+        score = shared_score(rows.at(a[index])[0], rows.at(b[index])[0])
+        scores[name] = score if len(sharing) >= 2 else 1 - score
+    return factor_sizes(scores, rows.dim), scores
+
+
+def fit_concepts(
+    bound: BoundConcepts,
+    rows: Rows,
+    held_out: Rows,
+    *,
+    shape: Sequence[int],
+    config: ConceptConfig,
+    seed: int = 0,
+    device: torch.device | None = None,
+    precision: Literal["32", "bf16"] = "32",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> ConceptFit:
+    """Train e.
+
+    Args:
+        bound: The concepts over these rows.
+        rows: What it is trained on.
+        held_out: Rows that it is measured on.
+        shape: Shape of one row as e will be given it.
+        config: Of e and its training.
+        seed: Of everything random.
+        device: Where to train.
+        precision: Of the matrix products.
+        checkpoint: File for checkpoints.
+        resume: Go on from it.
+        progress: Called after each step.
+        note: Told what a user has to know.
+
+    Raises:
+        DataError: A concept cannot be learned from these rows.
+        ConfigError: `bound.sizes` do not fit.
+    """
+    device = device or torch.device("cpu")
+    training = config.training.replace(seed=config.training.seed + seed)
+    if bound.note:
+        note(bound.note)
+    names: tuple[str, ...] = ()
+    sizes = bound.sizes
+    scores: dict[str, float] = {}
+    pairs = None
+    if bound.source is not None:
+        pairs = _pairs(bound.source, config.random)
+        names = pairs.names
+        if sizes is None:
+            sizes, scores = estimate_sizes(rows, pairs, seed=seed)
+    sizes = (rows.dim,) if sizes is None else tuple(sizes)
+    if len(sizes) != len(names) + 1 or sum(sizes) != rows.dim or min(sizes) < 1:
+        told = ", ".join(("residual", *names))
+        raise ConfigError(f"sizes must be {len(names) + 1} widths ({told}) that add up to {rows.dim}, got {sizes}.")
+    flow = FactorFlow(
+        FlowConfig(
+            dim=rows.dim, blocks=config.blocks, width=config.width, depth=config.depth, dropout=config.dropout,
+            activation=config.activation, separate_nets=config.separate_nets, seed=seed,
+        ),
+        sizes,
+    ).to(device)  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    some = torch.randperm(len(rows), generator=generator)[:INITIALIZATION_ROWS]
+    flow.initialize(rows.drawn(some, generator).to(device))
+    set_compute_dtype(flow, torch.bfloat16 if precision == "bf16" else None)
+    task: FactorTask | DensityTask
+    if pairs is None:
+        task = DensityTask(flow, rows, held_out, batch_size=training.batch_size, seed=training.seed)
+    else:
+        aside = (rows, pairs) if bound.held_out is None else (held_out, _pairs(bound.held_out, config.random))
+        task = FactorTask(
+            flow, rows, pairs, aside, rho=config.rho, batch_size=training.batch_size, seed=training.seed
+        )  # fmt: skip
+    accelerator = device.type if device.type in ("cuda", "mps") else "cpu"
+    fabric = Fabric(accelerator=accelerator, devices=[device.index or 0] if accelerator == "cuda" else 1)
+    history = train(task, training, fabric=fabric, checkpoint=checkpoint, resume=resume, progress=progress)
+    set_compute_dtype(flow, None)
+    return ConceptFit(ConceptModel(flow.eval(), names, space=bound.space, shape=shape), scores, history)
+
+
+def _pairs(source: ConceptSource, with_random: bool) -> RowPairs:
+    return RowPairs(WithRandom(source) if with_random else source)

@@ -1,0 +1,114 @@
+"""What a user can pass as concepts, turned into a source; what is wrong is said before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from posthoc_inn.concepts.attributes import AttributeSource, attributes_of, read_table
+from posthoc_inn.errors import ConfigError, DataError
+from posthoc_inn.protocols import ConceptSource
+
+LABELS = "labels"
+ATTRIBUTES = "attributes"
+
+ACCEPTED = (
+    "'labels' (of the data), 'attributes' (the data set's own) or a list of their names, a CSV file, a mapping name -> "
+    "values with one an image, a registered concept source's name, or an object with names and pairs(n, seed=)"
+)
+
+
+class LabelsOf:
+    """Stands for the labels that come with the images, of which `names` are wanted (all when None)."""
+
+    def __init__(self, names: Sequence[str] | None = None) -> None:
+        self.names = None if names is None else tuple(names)
+
+    def source(self, columns: Mapping[str, Tensor]) -> AttributeSource:
+        """Return the source over cached rows with these labels.
+
+        Raises:
+            DataError: There are no labels, or a concept cannot be learned from them.
+        """
+        if not columns:
+            raise DataError("concepts='labels' needs labels with the images, and the data yields none.")
+        return AttributeSource(columns, concepts=self.names)
+
+
+def as_source(concepts: Any, data: Any, *, seed: int = 0) -> ConceptSource | LabelsOf:
+    """Return the source that `concepts` stands for, over the images of `data`.
+
+    Args:
+        concepts: See `ACCEPTED`.
+        data: What the images come from.
+        seed: For a registered source.
+
+    Raises:
+        ConfigError: It stands for nothing.
+        PosthocInnError: The source refuses: unknown names, one value only, no pairs.
+    """
+    if isinstance(concepts, (LabelsOf, ConceptSource)):
+        return concepts
+    if isinstance(concepts, Mapping):
+        return _sized(AttributeSource(concepts), data)
+    if isinstance(concepts, (list, tuple)) and concepts and all(isinstance(c, str) for c in concepts):
+        return _sized(AttributeSource(attributes_of(underlying(data)), concepts=concepts), data)
+    if isinstance(concepts, (str, Path)):
+        text = str(concepts)
+        if text == LABELS:
+            return LabelsOf()
+        if text == ATTRIBUTES:
+            return _sized(AttributeSource(attributes_of(underlying(data))), data)
+        if text.lower().endswith(".csv"):
+            return _sized(AttributeSource(read_table(text, names=file_names(data))), data)
+        return _registered(text, data, seed)
+    raise ConfigError(f"concepts must be {ACCEPTED}; got {type(concepts).__name__}.")
+
+
+def _registered(name: str, data: Any, seed: int) -> ConceptSource:
+    from posthoc_inn.plugins import get_plugin_manager
+
+    built: ConceptSource = get_plugin_manager().concept_sources.get(name).factory(underlying(data), seed=seed)
+    return built
+
+
+def _sized(source: AttributeSource, data: Any) -> AttributeSource:
+    count = length_of(data)
+    if count is not None and len(source) != count:
+        raise DataError(
+            f"The table of concepts has {len(source):,} rows, the data {count:,} images: one each is needed."
+        )
+    return source
+
+
+def length_of(data: Any) -> int | None:
+    """Return the number of images of data that knows it."""
+    data = underlying(data)
+    if isinstance(data, (tuple, list)) and data and isinstance(data[0], Tensor) and data[0].ndim == 4:
+        data = data[0]
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def underlying(data: Any) -> Any:
+    """Return the data set behind a loader."""
+    return data.dataset if isinstance(data, DataLoader) else data
+
+
+def file_names(data: Any) -> list[str] | None:
+    """Return the file names of a data set's images, in their order, where it tells them."""
+    data = underlying(data)
+    if isinstance(data, Subset):
+        names = file_names(data.dataset)
+        return None if names is None else [names[i] for i in data.indices]
+    for attribute in ("files", "names", "samples", "imgs"):
+        found = getattr(data, attribute, None)
+        if isinstance(found, (list, tuple)) and len(found) == len(data):
+            return [str(f[0] if isinstance(f, tuple) else f) for f in found]
+    return None

@@ -1,0 +1,173 @@
+"""What the loop trains for e: pairs that share concepts (MSC eq. 13), or single images without any (IIN eq. 12)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_inn.cache import Cache
+from posthoc_inn.concepts.model import CHUNK
+from posthoc_inn.errors import DataError
+from posthoc_inn.flows import FactorFlow
+from posthoc_inn.objectives import flow_nll, pair_nll
+from posthoc_inn.training.loop import step_seed
+from posthoc_inn.training.pairs import RowPairs
+from posthoc_inn.training.tasks import Shuffle
+
+HELD_OUT_PAIRS = 4096
+
+
+class Rows:
+    """Where e's inputs are drawn from: means and deviations of cached rows, of one or two caches as one.
+
+    Args:
+        caches: Each with the column `mean`, and `std` unless `noise` is given.
+        mean: Name of the column: "mean" for latents, "z" for a layer's representations, which are flattened.
+        noise: Deviation (D,) of the noise added to `mean` where there is no column of deviations.
+    """
+
+    def __init__(self, *caches: Cache, mean: str = "mean", noise: Tensor | None = None) -> None:
+        self.caches = caches
+        self.column, self.noise = mean, noise
+        self.dim = int(torch.Size(caches[0][mean].shape).numel())
+
+    def __len__(self) -> int:
+        return sum(len(cache) for cache in self.caches)
+
+    def at(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of the rows `index` (B,), each (B, D)."""
+        first = len(self.caches[0])
+        if len(self.caches) > 1 and bool((index >= first).any()):
+            mean, std = torch.empty(len(index), self.dim), torch.empty(len(index), self.dim)
+            start = 0
+            for cache in self.caches:
+                inside = ((index >= start) & (index < start + len(cache))).nonzero()[:, 0]
+                if len(inside):
+                    mean[inside], std[inside] = self._of(cache, index[inside] - start)
+                start += len(cache)
+            return mean, std
+        return self._of(self.caches[0], index)
+
+    def _of(self, cache: Cache, index: Tensor) -> tuple[Tensor, Tensor]:
+        mean = cache[self.column].rows(index).float().flatten(1)
+        return mean, cache["std"].rows(index) if self.noise is None else self.noise.expand_as(mean)
+
+    def drawn(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Return one draw of each row `index` (B,): (B, D)."""
+        mean, std = self.at(index)
+        return mean + std * torch.randn(mean.shape, generator=generator)
+
+
+class FactorLoss(nn.Module):
+    """The negative log-likelihood of pairs under e (MSC eq. 13), averaged, as a module."""
+
+    def __init__(self, flow: FactorFlow, rho: float) -> None:
+        super().__init__()
+        self.flow, self.rho = flow, rho
+
+    def forward(self, a: Tensor, b: Tensor, shared: Tensor) -> Tensor:
+        """Return the mean loss, a scalar in nats an image, for latents a, b (B, D) and `shared` (B, K + 1)."""
+        factors, log_det = self.flow(torch.cat([a, b]))
+        joined, n = torch.cat(factors, dim=-1), len(a)
+        pairs = pair_nll(joined[:n], joined[n:], shared, self.flow.factor_dims, self.rho, log_det[:n], log_det[n:])
+        return 0.5 * pairs.mean()
+
+
+class FactorTask:
+    """Trains e on pairs of cached rows.
+
+    Args:
+        flow: e, initialised.
+        rows: Of training.
+        pairs: Of those rows.
+        held_out: Rows that are kept aside, and their pairs.
+        rho: Correlation of a shared factor.
+        batch_size: Pairs a step.
+        seed: Of pairs and noise.
+    """
+
+    name = "e"
+
+    def __init__(
+        self,
+        flow: FactorFlow,
+        rows: Rows,
+        pairs: RowPairs,
+        held_out: tuple[Rows, RowPairs],
+        *,
+        rho: float,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.module = FactorLoss(flow, rho)
+        self._rows, self._pairs, self._held_out = rows, pairs, held_out
+        self._batch_size, self._seed = batch_size, seed
+
+    def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return latents of both images, (B, D) each, and which factors they share, (B, K + 1)."""
+        a, b, shared = self._pairs.draw(self._batch_size, seed=step_seed(self._seed, step) >> 16)
+        return self._rows.drawn(a, generator), self._rows.drawn(b, generator), shared
+
+    def held_out(self) -> dict[str, float]:
+        """Return the loss on held-out pairs, nats an image, the same pairs and noise each time."""
+        rows, pairs = self._held_out
+        a, b, shared = pairs.draw(HELD_OUT_PAIRS, seed=0)
+        return {"loss": _mean_loss(self.module, rows, (a, b, shared))}
+
+
+def _mean_loss(module: nn.Module, rows: Rows, columns: tuple[Tensor, Tensor, Tensor]) -> float:
+    device = next(module.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    total, count = 0.0, 0
+    for a, b, shared in zip(*(c.split(CHUNK) for c in columns), strict=True):
+        drawn = [rows.drawn(index, generator).to(device) for index in (a, b)]
+        total += float(module(*drawn, shared.to(device))) * len(a)
+        count += len(a)
+    return total / count
+
+
+class DensityLoss(nn.Module):
+    """The negative log-likelihood of single images under e (IIN eq. 12, signs corrected), as a module."""
+
+    def __init__(self, flow: FactorFlow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean loss, a scalar in nats an image, for latents (B, D)."""
+        factors, log_det = self.flow(x)
+        return flow_nll(torch.cat(factors, dim=-1), log_det).mean()
+
+
+class DensityTask:
+    """Trains e without concepts, on single rows.
+
+    Args:
+        flow: e, initialised.
+        rows: Of training.
+        held_out: Rows that are kept aside.
+        batch_size: Rows a step.
+        seed: Of order and noise.
+    """
+
+    name = "e"
+
+    def __init__(self, flow: FactorFlow, rows: Rows, held_out: Rows, *, batch_size: int, seed: int) -> None:
+        self.module = DensityLoss(flow)
+        self._rows, self._held_out = rows, held_out
+        self._shuffle = Shuffle(len(rows), batch_size, seed)
+
+    def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Return latents (B, D)."""
+        return (self._rows.drawn(self._shuffle.index(step), generator),)
+
+    def held_out(self) -> dict[str, float]:
+        """Return the loss on held-out rows, nats an image."""
+        device = next(self.module.parameters()).device
+        index = torch.arange(min(len(self._held_out), 2 * HELD_OUT_PAIRS))
+        if not len(index):
+            raise DataError("There are no held-out images to measure e on.")
+        generator = torch.Generator().manual_seed(0)
+        parts = index.split(CHUNK)
+        total = sum(float(self.module(self._held_out.drawn(p, generator).to(device))) * len(p) for p in parts)
+        return {"loss": total / len(index)}
