@@ -13,8 +13,17 @@ from torch import Tensor, nn
 from posthoc_inn import analysis
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
 from posthoc_inn.bundle import Bundle, load_bundle, save_bundle
-from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec, Precision, TrainConfig, preset
-from posthoc_inn.errors import ConfigError, DataError, NotFittedError, PosthocInnError, Problems, ShapeError
+from posthoc_inn.concept_questions import ConceptQuestions, is_share, of_length, request
+from posthoc_inn.concepts import ConceptModel
+from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, Precision, preset
+from posthoc_inn.errors import (
+    ConfigError,
+    DataError,
+    NotFittedError,
+    PosthocInnError,
+    Problems,
+    ShapeError,
+)
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.fingerprint import describe_tensors, fingerprint
 from posthoc_inn.fitting import Fit, FitResult, Plan
@@ -36,12 +45,15 @@ def choose_image_size(height: int, width: int) -> int:
     return next((size for size, limit in ((28, 28), (32, 40), (64, 96)) if side <= limit), 128)
 
 
-def _of_length(training: TrainConfig, steps: int) -> TrainConfig:
-    """Return `training` with other steps, looking at held-out data at least five times where it can."""
-    return training.replace(steps=steps, eval_every=max(1, min(training.eval_every, steps // 5)))
+def _check_space(concepts: ConceptModel, latent_dim: int) -> None:
+    if concepts.space != "z_bar" or concepts.shape != (latent_dim,):
+        raise ConfigError(
+            f"This e is over {concepts.space} of shape {concepts.shape}; the autoencoder's latents have shape "
+            f"({latent_dim},). Give the e that was fitted over them."
+        )
 
 
-class Interpreter:
+class Interpreter(ConceptQuestions):
     """Recovers what a layer of a trained model has thrown away, and shows both as images (MSC).
 
     The model's weights, buffers, flags and hooks are left as they are. With `spec`, images given to this object are
@@ -59,6 +71,7 @@ class Interpreter:
         tokens: Which tokens of a transformer layer: all, class, patches or mean.
         prediction: Which tensor of a model's output is its prediction, when it returns several.
         autoencoder: A trained one to share, or the shape of a new one; None for the built-in one.
+        concepts: A trained e to share, over latents of that autoencoder.
         preset: Name of a preset, or a `FitConfig`.
         image_size: Side of the autoencoder's images in pixels; None to choose from the images.
         device: "auto" is where the model is.
@@ -68,6 +81,7 @@ class Interpreter:
     Attributes:
         autoencoder_: E and D, after `fit`.
         flow_: t, after `fit`.
+        concepts_: e with its concepts' names, where it was fitted or given.
         adapter_: How images become model inputs and pictures.
         metrics_: What `metrics.json` holds.
         history_: Curve of t.
@@ -93,6 +107,7 @@ class Interpreter:
         tokens: Literal["all", "class", "patches", "mean"] = "all",
         prediction: int | str | None = None,
         autoencoder: nn.Module | AutoencoderConfig | None = None,
+        concepts: ConceptModel | None = None,
         preset: str | FitConfig = "default",
         image_size: int | None = None,
         device: str = "auto",
@@ -105,6 +120,11 @@ class Interpreter:
         self.output, self.call, self.tokens, self.prediction = output, call, tokens, prediction
         self.autoencoder, self.preset, self.image_size = autoencoder, preset, image_size
         check_precision(precision)
+        if concepts is not None:
+            if not isinstance(autoencoder, nn.Module):
+                raise ConfigError("A trained e needs the trained autoencoder that it was fitted over: give both.")
+            _check_space(concepts, as_autoencoder(autoencoder).latent_dim)
+            self.concepts_ = concepts
         self.device, self.precision, self.seed = device, precision, seed
         self.extractor = LayerExtractor(model, layer, output=output, call=call, tokens=tokens, prediction=prediction)
 
@@ -115,25 +135,36 @@ class Interpreter:
         data: Any,
         *,
         held_out: Any = 0.1,
+        concepts: Any = None,
+        held_out_concepts: Any = None,
         draws: int = 1,
         epochs: float | None = None,
         steps: int | None = None,
         autoencoder_steps: int | None = None,
+        concept_steps: int | None = None,
         out: str | Path | None = None,
         resume: bool = False,
         progress: bool | Reporter | None = None,
         announce: Callable[[Plan], None] | None = None,
         evaluate: bool = True,
     ) -> Interpreter:
-        """Train the autoencoder (unless a trained one was given) and t; labels are never needed.
+        """Train the autoencoder (unless a trained one was given), t, and with `concepts` e too.
+
+        Labels are never needed for the first two.
 
         Args:
             data: A DataLoader, data set or tensor of x, (x, y) or dicts.
             held_out: The same for images kept aside, or the share of `data` that is.
+            concepts: What pairs of images have in common: "labels" (of the data), "attributes" (the data set's own) or
+                a list of their names, a CSV file, a mapping from names to values with one an image, a registered
+                concept source's name, or any object with `names` and `pairs(n, seed=)`, such as
+                `posthoc_inn.concepts.GivenPairs`.
+            held_out_concepts: The same for held-out images that are other data, unknown to `concepts`.
             draws: Passes over randomly augmented data, each cached as a draw of its own.
             epochs: Passes of t over the cached rows; instead of the preset's steps.
             steps: Steps of t; instead of the preset's.
             autoencoder_steps: Steps of the autoencoder; instead of the preset's.
+            concept_steps: Steps of e; instead of the preset's.
             out: Directory for checkpoints and cached rows, so that the run can be resumed.
             resume: Go on from what is in `out`.
             progress: Show a progress bar; None for when standard error is a terminal.
@@ -155,10 +186,14 @@ class Interpreter:
             epochs=epochs,
             steps=steps,
             autoencoder_steps=autoencoder_steps,
+            concept_steps=concept_steps,
+            concepts=concepts,
             out=out,
             resume=resume,
         )
-        reporter = progress if isinstance(progress, Reporter) else make_reporter(progress, stages=6)
+        reporter = (
+            progress if isinstance(progress, Reporter) else make_reporter(progress, stages=6 + (concepts is not None))
+        )
         manager = get_plugin_manager()
         where = str(out) if out is not None else None
         manager.fit_started(FitEvent("fit", where, {"layer": self.layer}))
@@ -174,6 +209,8 @@ class Interpreter:
                 resume,
                 reporter,
                 lambda stage, info: manager.fit_stage_finished(FitEvent(stage, where, info)),
+                concepts=(concepts, held_out_concepts),
+                concept_steps=concept_steps,
             )
             if announce is not None:
                 announce(fit.plan())
@@ -196,19 +233,30 @@ class Interpreter:
         data: Any,
         *,
         held_out: Any = 0.1,
+        concepts: Any = None,
+        held_out_concepts: Any = None,
         draws: int = 1,
         epochs: float | None = None,
         steps: int | None = None,
         autoencoder_steps: int | None = None,
+        concept_steps: int | None = None,
         out: str | Path | None = None,
     ) -> Plan:
         """Return what `fit` with these arguments would do, and how long it would take; it trains nothing."""
         self._check_arguments(
-            draws=draws, epochs=epochs, steps=steps, autoencoder_steps=autoencoder_steps, out=out, resume=False
+            draws=draws,
+            epochs=epochs,
+            steps=steps,
+            autoencoder_steps=autoencoder_steps,
+            concept_steps=concept_steps,
+            concepts=concepts,
+            out=out,
+            resume=False,
         )
         return self._prepare(
-            data, held_out, draws, epochs, steps, autoencoder_steps, out, False, Reporter(), lambda stage, info: None
-        ).plan()
+            data, held_out, draws, epochs, steps, autoencoder_steps, out, False, Reporter(), lambda stage, info: None,
+            concepts=(concepts, held_out_concepts), concept_steps=concept_steps,
+        ).plan()  # fmt: skip
 
     @property
     def _preset(self) -> FitConfig:
@@ -216,11 +264,13 @@ class Interpreter:
 
     def _check_arguments(self, **given: Any) -> None:
         problems = Problems("Interpreter.fit")
-        for name in ("steps", "autoencoder_steps"):
+        for name in ("steps", "autoencoder_steps", "concept_steps"):
             problems.check(given[name] is None or given[name] >= 1, f"{name} must be at least 1, got {given[name]}")
         problems.check(
             given["epochs"] is None or given["epochs"] > 0, f"epochs must be positive, got {given['epochs']}"
         )
+        has_both = given["concepts"] is not None and hasattr(self, "concepts_")
+        problems.check(not has_both, "this Interpreter has a trained e already; give concepts here or there, not both")
         problems.check(given["epochs"] is None or given["steps"] is None, "give epochs or steps, not both")
         problems.check(given["draws"] >= 1, f"draws must be at least 1, got {given['draws']}")
         problems.check(not given["resume"] or given["out"] is not None, "resume needs out, the directory to go on from")
@@ -243,9 +293,15 @@ class Interpreter:
         resume: bool,
         reporter: Reporter,
         on_stage: Callable[[str, dict[str, Any]], None],
+        *,
+        concepts: tuple[Any, Any] = (None, None),
+        concept_steps: int | None = None,
     ) -> Fit:
         """Check everything that can be wrong, cheaply, and put the fit together."""
-        if isinstance(held_out, (int, float)) and not isinstance(held_out, bool):
+        wanted = None
+        if concepts[0] is not None:
+            data, held_out, wanted = request(data, held_out, *concepts, seed=self.seed)
+        elif is_share(held_out):
             data, held_out = split(data, float(held_out), seed=self.seed)
         source = BatchSource(data, batch_size=128, seed=self.seed).check()
         kept = BatchSource(held_out, batch_size=128, seed=self.seed).check()
@@ -264,6 +320,9 @@ class Interpreter:
         autoencoder, is_fitted = self._autoencoder(self.adapter_)
         config = self._preset
         config = self._configured(config, autoencoder, source.length, draws, epochs, steps, autoencoder_steps)
+        if concept_steps is not None:
+            own = config.concepts
+            config = config.replace(concepts=own.replace(training=of_length(own.training, concept_steps)))
         return Fit(
             extractor=self.extractor,
             adapter=self.adapter_,
@@ -280,7 +339,12 @@ class Interpreter:
             resume=resume,
             reporter=reporter,
             on_stage=on_stage,
+            concepts=wanted,
+            fitted_concepts=getattr(self, "concepts_", None) if wanted is None else None,
         )
+
+    def _concept_config(self) -> ConceptConfig:
+        return self._preset.concepts
 
     def _adapter(self, source: BatchSource, reporter: Reporter) -> InputAdapter:
         channels, height, width = source.image_shape
@@ -335,9 +399,9 @@ class Interpreter:
                 raise ConfigError("epochs needs data of a known length; give steps instead.")
             steps = max(1, round(epochs * length * draws / training.batch_size))
         if steps is not None:
-            config = config.replace(flow_training=_of_length(training, steps))
+            config = config.replace(flow_training=of_length(training, steps))
         if autoencoder_steps is not None:
-            config = config.replace(autoencoder_training=_of_length(config.autoencoder_training, autoencoder_steps))
+            config = config.replace(autoencoder_training=of_length(config.autoencoder_training, autoencoder_steps))
         return config
 
     def _learned(self, fit: Fit, result: FitResult) -> None:
@@ -346,6 +410,9 @@ class Interpreter:
         self.history_, self.autoencoder_history_ = result.flow_history, result.autoencoder_history
         self.fit_config_ = fit.config
         self.pipeline_ = fit.pipeline()
+        if result.concepts is not None:
+            self.concepts_ = result.concepts.model
+            self.concept_fit_ = result.concepts
         self.seconds_ = result.seconds
         self.rows_ = result
 
@@ -358,6 +425,7 @@ class Interpreter:
             self.autoencoder_history_,
             seed=self.seed,
         ) | {
+            **self._concept_metrics(),
             "layer": self.layer,
             "z_shape": list(self.probe_.z_shape),
             "is_cut": self.probe_.is_cut,
@@ -365,6 +433,22 @@ class Interpreter:
             "threads": self.rows_.threads,
             "fit": self.fit_config_.to_dict(),
         }
+
+    def _concept_metrics(self) -> dict[str, Any]:
+        concepts = getattr(self, "concepts_", None)
+        if concepts is None or concepts.space != "z_bar":
+            return {}
+        held_out = self.rows_.held_out
+        z = held_out["z"].rows(torch.arange(min(len(held_out), 1000)))
+        found: dict[str, Any] = {
+            "names": list(concepts.names),
+            "sizes": list(concepts.factor_dims),
+            "relevance": analysis.concept_relevance(self.pipeline_, concepts, z, seed=self.seed).to_dict(),
+        }
+        fit = getattr(self, "concept_fit_", None)
+        if fit is not None:
+            found |= {"scores": fit.scores, "history": fit.history.to_dict()}
+        return {"concepts": found}
 
     # ---- asking
 
@@ -502,6 +586,7 @@ class Interpreter:
             metrics=getattr(self, "metrics_", {}),
             origin=dict(self.origin),
             model_tensors=describe_tensors(self.model),
+            concepts=getattr(self, "concepts_", None),
         )
 
     @classmethod
@@ -536,6 +621,8 @@ class Interpreter:
         self.adapter_ = bundle.adapter
         self.autoencoder_ = as_autoencoder(bundle.autoencoder.to(where).eval())
         self.flow_ = bundle.flow.to(where).eval()
+        if bundle.concepts is not None:
+            self.concepts_ = bundle.concepts.to(where).eval()
         self.metrics_ = bundle.metrics
         self.origin = bundle.origin
         self.pipeline_ = Pipeline(self.extractor, bundle.adapter, self.autoencoder_, self.flow_, where)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Result:
-    """Base of all results."""
+    """Base of all results. Tensors, which figures are drawn from, are no part of the plain data."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; a figure that is not finite becomes None, which JSON can hold."""
@@ -21,11 +24,14 @@ class Result:
                 return value.to_dict()
             if isinstance(value, (tuple, list)):
                 return [plain(v) for v in value]
+            if isinstance(value, Mapping):
+                return {str(k): plain(v) for k, v in value.items()}
             if isinstance(value, float) and not math.isfinite(value):
                 return None
             return value
 
-        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: plain(value) for name, value in values.items() if not isinstance(value, Tensor)}
 
     def _repr_html_(self) -> str:
         def cell(value: Any) -> str:
