@@ -20,10 +20,13 @@ from posthoc_inn.bundle.files import (
 )
 from posthoc_inn.bundle.modules import (
     AUTOENCODER,
+    CONCEPTS,
     FLOW,
     autoencoder_specs,
     build_autoencoder,
+    build_concepts,
     build_flow,
+    concept_specs,
     filled,
     flow_specs,
 )
@@ -70,6 +73,8 @@ def load_bundle(path: str | Path, autoencoder: nn.Module | None = None) -> Bundl
         expected = flow_specs(document.flow, document.conditioner, weights, directory)
         if document.autoencoder.is_stored:
             expected |= autoencoder_specs(document.autoencoder.config, directory)
+        if document.concepts is not None:
+            expected |= concept_specs(document.concepts, weights, directory)
         weights.expect(expected)
         tensors = weights.read()
     flow = filled(lambda: build_flow(document.flow, document.conditioner), tensors, FLOW, "flow", directory)
@@ -80,6 +85,14 @@ def load_bundle(path: str | Path, autoencoder: nn.Module | None = None) -> Bundl
     if autoencoder is None:
         config = document.autoencoder.config
         autoencoder = filled(lambda: build_autoencoder(config), tensors, AUTOENCODER, "autoencoder", directory)
+    concepts = None
+    if document.concepts is not None:
+        record = document.concepts
+        concepts = filled(lambda: build_concepts(record), tensors, CONCEPTS, "e", directory)
+        if not concepts.flow.is_initialized:
+            raise BundleError(f"The e of the bundle {directory} was never fitted: its flags say so. Save it anew.")
+    if document.is_flow_on_concepts and concepts is not None:
+        flow.set_base(concepts.flow)
     return Bundle(
         extractor=document.extractor.to_dict(),
         model_fingerprint=document.model.fingerprint,
@@ -91,6 +104,7 @@ def load_bundle(path: str | Path, autoencoder: nn.Module | None = None) -> Bundl
         metrics=metrics,
         origin=document.origin,
         model_tensors=document.model.tensors,
+        concepts=concepts,
     )
 
 

@@ -10,25 +10,36 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_inn.bundle.files import shown
+from posthoc_inn.bundle.record import ConceptRecord
 from posthoc_inn.bundle.tensors import TensorFile, TensorSpec, specs_of
+from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig
 from posthoc_inn.errors import BundleError, PosthocInnError
-from posthoc_inn.flows import COUPLINGS, ConditionalFlow
+from posthoc_inn.flows import COUPLINGS, ConditionalFlow, FactorFlow
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.weights import seeded_init
 
 M = TypeVar("M", bound=nn.Module)
 
-FLOW, AUTOENCODER = "flow.", "autoencoder."
+FLOW, AUTOENCODER, CONCEPTS = "flow.", "autoencoder.", "concepts."
 """What the names of their tensors start with in the weights file."""
 
 
 def build_flow(flow: FlowConfig, conditioner: ConditionerConfig) -> ConditionalFlow:
-    """Build t, with a coupling of the core's or a registered one."""
+    """Build t, without the e it may work on, with a coupling of the core's or a registered one."""
     coupling = None
     if flow.kind not in COUPLINGS:
         coupling = get_plugin_manager().flows.get(flow.kind).factory
     return ConditionalFlow(flow, conditioner, coupling=coupling)
+
+
+def build_concepts(record: ConceptRecord) -> ConceptModel:
+    """Build e, with a coupling of the core's or a registered one."""
+    coupling = None
+    if record.flow.kind not in COUPLINGS:
+        coupling = get_plugin_manager().flows.get(record.flow.kind).factory
+    flow = FactorFlow(record.flow, record.sizes, coupling=coupling)
+    return ConceptModel(flow, record.names, space=record.space, shape=record.shape)
 
 
 def build_autoencoder(config: AutoencoderConfig) -> nn.Module:
@@ -85,14 +96,33 @@ def flow_specs(
         is_core = config.kind in COUPLINGS
         return _attempt(lambda: skeleton(lambda: build_flow(config, conditioner), is_core=is_core), "flow", directory)
 
-    block = specs_of(shaped(flow.replace(blocks=1)).flow.blocks[0])
-    count, size = flow.blocks * len(block), flow.blocks * sum(s.size for s in block.values())
+    _check_room(specs_of(shaped(flow.replace(blocks=1)).flow.blocks[0]), flow.blocks, file, directory)
+    return specs_of(shaped(flow), FLOW)
+
+
+def _check_room(block: Mapping[str, TensorSpec], blocks: int, file: TensorFile, directory: Path) -> None:
+    count, size = blocks * len(block), blocks * sum(s.size for s in block.values())
     if count > len(file.specs) or size > file.data_size:
         raise BundleError(
             f"bundle.json of the bundle {directory} describes a flow of {count:,} tensors and {size:,} bytes at "
             f"least; {file.name} holds {len(file.specs):,} and {file.data_size:,}: they do not belong together."
         )
-    return specs_of(shaped(flow), FLOW)
+
+
+def concept_specs(record: ConceptRecord, file: TensorFile, directory: Path) -> dict[str, TensorSpec]:
+    """Return what the weights file must hold of e; as careful as `flow_specs`.
+
+    Raises:
+        BundleError: The file is too small for the configuration, or the configuration makes no flow.
+    """
+
+    def shaped(found: ConceptRecord) -> ConceptModel:
+        is_core = found.flow.kind in COUPLINGS
+        return _attempt(lambda: skeleton(lambda: build_concepts(found), is_core=is_core), "e", directory)
+
+    one = shaped(record.with_blocks(1)).flow.blocks[0]
+    _check_room(specs_of(one), record.flow.blocks, file, directory)
+    return specs_of(shaped(record), CONCEPTS)
 
 
 def autoencoder_specs(config: AutoencoderConfig, directory: Path) -> dict[str, TensorSpec]:

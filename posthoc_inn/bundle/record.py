@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from posthoc_inn.bundle.files import DIGESTED, METRICS_FILE, MODEL_FILE, WEIGHTS_FILE, shown
+from posthoc_inn.concepts import RESIDUAL, ConceptModel
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, Config, FlowConfig, ImageSpec
 from posthoc_inn.errors import BundleError, ConfigError, Problems
 from posthoc_inn.fingerprint import describe_tensors, fingerprint
@@ -19,8 +20,10 @@ from posthoc_inn.images import Normalization
 from posthoc_inn.pipeline import InputAdapter
 
 FORMAT = "posthoc-inn-bundle"
-FORMAT_VERSION = 1
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+FORMAT_VERSION = 2
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda data: {**data, "concepts": None, "is_flow_on_concepts": False},  # format 1 knew no e
+}
 """From each older version of bundle.json to the next one."""
 MAX_TEXT = 1000
 MAX_VALUE = 1e6
@@ -43,6 +46,7 @@ class Bundle:
         z_shape: Shape of z without the batch.
         metrics: Plain data for metrics.json.
         origin: Plain data for whoever has to find model and data again (the command line); never code.
+        concepts: e and its concepts' names, or None.
         model_tensors: What `describe_tensors` says of the model, to tell where another one differs.
 
     >>> from posthoc_inn.autoencoders import ConvAutoencoder
@@ -67,6 +71,7 @@ class Bundle:
     metrics: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
     model_tensors: Mapping[str, str] = field(default_factory=dict)
+    concepts: ConceptModel | None = None
 
     def is_for(self, model: nn.Module) -> bool:
         """Whether `model` has the weights the bundle was fitted to."""
@@ -201,6 +206,40 @@ class AutoencoderRecord(Config):
 
 
 @dataclass(frozen=True)
+class ConceptRecord(Config):
+    """e: its shape, and what its factors are called."""
+
+    flow: FlowConfig
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    shape: tuple[int, ...]
+    space: Literal["z_bar", "z"]
+
+    def _check(self, problems: Problems) -> None:
+        problems.check(self.flow.context_dim == 0, "e takes no context")
+        problems.check(
+            len(self.sizes) == len(self.names) + 1
+            and all(s >= 1 for s in self.sizes)
+            and sum(self.sizes) == self.flow.dim,
+            f"sizes must be {len(self.names) + 1} positive widths that add up to {self.flow.dim}, got {self.sizes}",
+        )
+        problems.check(len({RESIDUAL, *self.names}) == len(self.sizes), "concepts need different names")
+        problems.check(all(0 < len(n) <= 200 for n in self.names), "names must have 1 to 200 characters")
+        fits = bool(self.shape) and all(s >= 1 for s in self.shape) and math.prod(self.shape) == self.flow.dim
+        problems.check(fits, f"shape {self.shape} has not the flow's {self.flow.dim} values")
+        problems.check(abs(self.flow.seed) < 1 << 63, "a seed must have at most 63 bits")
+
+    def with_blocks(self, blocks: int) -> ConceptRecord:
+        """Return a copy with another number of blocks."""
+        return self.replace(flow=self.flow.replace(blocks=blocks))
+
+    @classmethod
+    def of(cls, concepts: ConceptModel) -> ConceptRecord:
+        """Return what is stored of `concepts`, besides its weights."""
+        return cls(concepts.flow.config, concepts.names, concepts.factor_dims, concepts.shape, concepts.space)
+
+
+@dataclass(frozen=True)
 class MemberRecord(Config):
     """Size in bytes and sha256 of a file."""
 
@@ -226,6 +265,8 @@ class Document(Config):
     autoencoder: AutoencoderRecord
     flow: FlowConfig
     conditioner: ConditionerConfig
+    concepts: ConceptRecord | None
+    is_flow_on_concepts: bool
     origin: Any
     members: Any
 
@@ -241,6 +282,11 @@ class Document(Config):
             (pictures.channels == latent.channels, "channels differs between adapter and autoencoder"),
         ):
             problems.check(is_good, text)
+        if self.concepts is not None:
+            width = latent.latent_dim if self.concepts.space == "z_bar" else math.prod(self.z_shape)
+            problems.check(self.concepts.flow.dim == width, f"e's dim differs from that of {self.concepts.space}")
+        if self.is_flow_on_concepts:
+            problems.check(self.concepts is not None, "t is said to work on e's factors, and there is no e")
         seeds = (self.flow.seed, self.conditioner.seed, latent.seed)
         problems.check(all(abs(s) < 1 << 63 for s in seeds), "a seed must have at most 63 bits")
         problems.check(math.prod(self.z_shape) < 1 << 40, f"z_shape is too large: {self.z_shape}")

@@ -32,13 +32,14 @@ from posthoc_inn.bundle.files import (
     shown,
 )
 from posthoc_inn.bundle.load import options_of
-from posthoc_inn.bundle.modules import AUTOENCODER, FLOW, is_rebuildable
+from posthoc_inn.bundle.modules import AUTOENCODER, CONCEPTS, FLOW, is_rebuildable
 from posthoc_inn.bundle.record import (
     FORMAT,
     FORMAT_VERSION,
     AdapterRecord,
     AutoencoderRecord,
     Bundle,
+    ConceptRecord,
     Document,
     ExtractorRecord,
     MemberRecord,
@@ -116,10 +117,15 @@ def _contents(bundle: Bundle, model_state: Mapping[str, Tensor] | None) -> dict[
     bundle = dataclasses.replace(bundle, autoencoder=_uncompiled(bundle.autoencoder), flow=_uncompiled(bundle.flow))
     if not bundle.flow.is_initialized:
         raise BundleError("The flow was never fitted, so there is nothing to save. Call fit first.")
+    base = bundle.flow.base
+    if base is not None and (bundle.concepts is None or bundle.concepts.flow is not base):
+        raise BundleError("t works on the factors of an e that is not the bundle's: give that one as concepts.")
     is_stored = is_rebuildable(bundle.autoencoder)
-    tensors = _tensors(bundle.flow, FLOW)
+    tensors = {n: t for n, t in _tensors(bundle.flow, FLOW).items() if not n.startswith(f"{FLOW}base.")}
     if is_stored:
         tensors |= _tensors(bundle.autoencoder, AUTOENCODER)
+    if bundle.concepts is not None:
+        tensors |= _tensors(bundle.concepts, CONCEPTS)
     contents = {
         WEIGHTS_FILE: _serialized(tensors, WEIGHTS_FILE),
         METRICS_FILE: dump_json(plain(bundle.metrics), METRICS_FILE),
@@ -155,6 +161,8 @@ def _document(bundle: Bundle, is_stored: bool, origin: dict[str, Any], contents:
             ),
             flow=bundle.flow.flow.config,
             conditioner=bundle.flow.conditioner.config,
+            concepts=None if bundle.concepts is None else ConceptRecord.of(bundle.concepts),
+            is_flow_on_concepts=bundle.flow.base is not None,
             origin=origin,
             members={n: MemberRecord(len(c), sha256(c)).to_dict() for n, c in contents.items()},
         )

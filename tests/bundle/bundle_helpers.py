@@ -11,9 +11,10 @@ from torch import nn
 
 from posthoc_inn.autoencoders import ConvAutoencoder
 from posthoc_inn.bundle import Bundle
+from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig, ImageSpec
 from posthoc_inn.fingerprint import describe_tensors, fingerprint
-from posthoc_inn.flows import ConditionalFlow
+from posthoc_inn.flows import ConditionalFlow, FactorFlow
 from posthoc_inn.flows.subnet import Subnet
 from posthoc_inn.images import Normalization
 from posthoc_inn.pipeline import InputAdapter
@@ -51,6 +52,17 @@ def make_flow(kind="affine", z_shape=(3, 5, 5), seed=1, **options):
     return flow.eval()
 
 
+def make_concepts(seed=4):
+    flow = FactorFlow(FlowConfig(dim=LATENT, blocks=2, width=8, seed=seed), (2, 1, 1))
+    generator = torch.Generator().manual_seed(seed)
+    for net in flow.modules():
+        if isinstance(net, Subnet):
+            for parameter in net.output.parameters():
+                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    flow.initialize(torch.randn(64, LATENT, generator=generator))
+    return ConceptModel(flow, ("digit", "color")).eval()
+
+
 def make_autoencoder(seed=2):
     autoencoder = ConvAutoencoder(AutoencoderConfig(size=28, latent_dim=LATENT, width=2, seed=seed))
     generator = torch.Generator().manual_seed(seed)
@@ -74,6 +86,7 @@ def make_bundle(model=None, **changes):
         "metrics": METRICS,
         "origin": {"backbone": "small_cnn", "dataset": "color-digits"},
         "model_tensors": describe_tensors(model),
+        "concepts": make_concepts(),
     }
     return Bundle(**(parts | changes))
 

@@ -20,7 +20,13 @@ def main() -> None:
     save_bundle(bundle, run)
     latents, pictures = sample(bundle)
     (run / "expected.json").write_text(
-        json.dumps({"latents": latents.tolist(), "pictures": pictures.mean((1, 2, 3)).tolist()})
+        json.dumps(
+            {
+                "latents": latents.tolist(),
+                "pictures": pictures.mean((1, 2, 3)).tolist(),
+                "factors": bundle.concepts.joined(latents).tolist(),
+            }
+        )
     )
 
 

@@ -19,6 +19,11 @@ def test_there_is_a_bundle_of_every_format_version():
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_bundle_of_every_version_is_read_and_gives_the_same_samples(version):
     expected = json.loads((DATA / version / "expected.json").read_text())
-    latents, pictures = sample(load_bundle(DATA / version))
+    bundle = load_bundle(DATA / version)
+    latents, pictures = sample(bundle)
     assert torch.allclose(latents, torch.tensor(expected["latents"]), atol=1e-4)
     assert torch.allclose(pictures.mean((1, 2, 3)), torch.tensor(expected["pictures"]), atol=1e-4)
+    assert (bundle.concepts is not None) == ("factors" in expected)
+    if bundle.concepts is not None:
+        assert bundle.concepts.names == ("digit", "color")
+        assert torch.allclose(bundle.concepts.joined(latents), torch.tensor(expected["factors"]), atol=1e-4)

@@ -159,8 +159,8 @@ def test_a_version_that_is_none_is_refused(saved, version):
 
 
 def test_an_older_bundle_is_upgraded_while_it_is_read(saved, monkeypatch):
-    monkeypatch.setattr(record, "FORMAT_VERSION", 2)
-    monkeypatch.setitem(record.MIGRATIONS, 1, lambda old: old | {"origin": {"upgraded": True}})
+    monkeypatch.setattr(record, "FORMAT_VERSION", record.FORMAT_VERSION + 1)
+    monkeypatch.setitem(record.MIGRATIONS, record.FORMAT_VERSION - 1, lambda old: old | {"origin": {"upgraded": True}})
     assert load_bundle(saved).origin == {"upgraded": True}
 
 
@@ -175,6 +175,8 @@ SECTIONS = [
     ("autoencoder", "config"),
     ("flow",),
     ("conditioner",),
+    ("concepts",),
+    ("concepts", "flow"),
     ("members", WEIGHTS),
 ]
 
@@ -236,6 +238,18 @@ def test_a_missing_key_is_named(saved, key):
         (("extractor", "layer"), "a" * 2000, "a name has over 1000 characters"),
         (("model", "tensors"), {"a": 1}, "tensors must be an object of texts"),
         (("origin",), [], "origin must be an object"),
+        (("concepts", "sizes"), [2, 1], "sizes must be 3 positive widths"),
+        (("concepts", "sizes"), [4, 1, -1], "sizes must be 3 positive widths"),
+        (("concepts", "names"), ["digit", "digit"], "different names"),
+        (("concepts", "names"), ["digit", "residual"], "different names"),
+        (("concepts", "names"), ["digit", "a" * 300], "1 to 200 characters"),
+        (("concepts", "shape"), [3], "has not the flow's"),
+        (("concepts", "shape"), [], "has not the flow's"),
+        (("concepts", "space"), "x", "space must be one of"),
+        (("concepts", "space"), "z", "e's dim differs from that of z"),
+        (("concepts", "flow", "blocks"), 1000, "do not belong together"),
+        (("concepts", "flow", "context_dim"), 3, "e takes no context"),
+        (("concepts", "flow", "seed"), 10**30, "63 bits"),
         (("members",), [], "members must be an object"),
         (("members", WEIGHTS, "sha256"), "0", "64 hexadecimal digits"),
         (("members", WEIGHTS, "size"), -1, "size must not be negative"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from bundle_helpers import document, replace_member, write_document
 
-from posthoc_inn.bundle import load_bundle
+from posthoc_inn.bundle import FORMAT_VERSION, load_bundle
 from posthoc_inn.errors import BundleError
 
 STRANGE = [
@@ -215,4 +215,4 @@ def test_memory_stays_bounded_whatever_a_small_bundle_claims(saved):
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=environment, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert document(saved)["format_version"] == 1
+    assert document(saved)["format_version"] == FORMAT_VERSION

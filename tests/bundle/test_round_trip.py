@@ -41,10 +41,24 @@ def test_samples_after_loading_are_bitwise_the_same(tmp_path, kind, z_shape):
 def test_everything_else_comes_back_too(saved):
     bundle, loaded = make_bundle(), load_bundle(saved)
     for field in dataclasses.fields(bundle):
-        if field.name not in ("autoencoder", "flow"):
+        if field.name not in ("autoencoder", "flow", "concepts"):
             assert getattr(loaded, field.name) == getattr(bundle, field.name), field.name
     assert loaded.flow.flow.config == bundle.flow.flow.config
     assert loaded.autoencoder.config == bundle.autoencoder.config
+
+
+def test_e_comes_back_with_its_names_to_the_bit(saved):
+    e, loaded = make_bundle().concepts, load_bundle(saved).concepts
+    assert (loaded.names, loaded.factor_dims, loaded.space, loaded.shape) == (e.names, e.factor_dims, e.space, e.shape)
+    x = torch.randn(5, LATENT)
+    assert torch.equal(loaded.joined(x), e.joined(x))
+    assert not loaded.training
+
+
+def test_a_bundle_without_e_has_none(tmp_path):
+    run = save_bundle(make_bundle(concepts=None), tmp_path / "run")
+    assert load_bundle(run).concepts is None
+    assert document(run)["concepts"] is None
 
 
 def test_canonical_images_have_no_normalization_after_loading(tmp_path):
@@ -175,7 +189,7 @@ def test_the_weights_of_a_users_own_autoencoder_are_not_stored(tmp_path):
     from safetensors import safe_open
 
     with safe_open(run / "weights.safetensors", "pt") as f:
-        assert {name.partition(".")[0] for name in f.keys()} == {"flow"}  # noqa: SIM118
+        assert {name.partition(".")[0] for name in f.keys()} == {"concepts", "flow"}  # noqa: SIM118
     with pytest.raises(BundleError, match=r"user's own \(GivenAutoencoder, 28 px.*Pass it as autoencoder="):
         load_bundle(run)
     own = given_autoencoder()
