@@ -335,15 +335,15 @@ class ConceptConfig(Config):
         training: How e is trained; a step sees `batch_size` pairs.
     """
 
-    blocks: int = 12
+    blocks: int = 8
     width: int = 256
     depth: int = 2
-    dropout: float = 0.0
+    dropout: float = 0.05
     activation: Activation = "silu"
     separate_nets: bool = False
     rho: float = 0.9
     random: bool = True
-    training: TrainConfig = TrainConfig(steps=4000, lr=2e-3, weight_decay=0.01, eval_every=500, patience=0)
+    training: TrainConfig = TrainConfig(steps=4000, lr=3e-3, weight_decay=0.3, eval_every=500, patience=0)
 
     def _check(self, problems: Problems) -> None:
         problems.check(0 <= self.rho < 1, f"rho must be in [0, 1), got {self.rho}")
@@ -367,6 +367,8 @@ class FitConfig(Config):
         autoencoder_training: How E and D are trained.
         flow_training: How t is trained.
         concepts: e and its training, where there are concepts.
+        interaction_weight: Weight of the interaction of z and v in t's loss (see
+            `posthoc_inn.objectives.interaction_variance`), in nats a unit of variance, where t works on e's factors.
     """
 
     preset: str
@@ -379,6 +381,12 @@ class FitConfig(Config):
     autoencoder_training: TrainConfig
     flow_training: TrainConfig
     concepts: ConceptConfig = ConceptConfig()
+    interaction_weight: float = 1.0
+
+    def _check(self, problems: Problems) -> None:
+        problems.check(
+            self.interaction_weight >= 0, f"interaction_weight must not be negative: {self.interaction_weight}"
+        )
 
     def with_seed(self, seed: int) -> FitConfig:
         """Return a copy in which everything random starts from `seed`."""

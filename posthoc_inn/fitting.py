@@ -418,7 +418,10 @@ class Fit:
             (mean + std * noise).to(self.device), rows["z"].rows(pick).float().to(self.device), force=True
         )
         self._set_precision(self.flow)
-        task = FlowTask(self.flow, rows, held_out, batch_size=config.batch_size, seed=config.seed)
+        task = FlowTask(
+            self.flow, rows, held_out, batch_size=config.batch_size, seed=config.seed,
+            interaction_weight=self.config.interaction_weight if self.flow.base is not None else 0.0,
+        )  # fmt: skip
         return train(
             task,
             config,

@@ -146,6 +146,30 @@ def pair_nll(
     return 0.5 * quadratic + a.shape[-1] * LOG_2PI - _wide(log_det_a) - _wide(log_det_b)
 
 
+def interaction_variance(values: Tensor) -> Tensor:
+    """Return an unbiased estimate, one a row, of what in y(z, v) is neither of z alone nor of v alone, summed over D.
+
+    ¼ ‖y(z, v) − y(z, v′) − y(z′, v) + y(z′, v′)‖². In expectation the variance of the interaction of z and v (the
+    difference of total effect and first-order share in MSC eq. 20, before it is divided by the total). Of all t with
+    the same likelihood, which differ by turns of v that depend on z, the one where this is least uses the same v for
+    the same content.
+
+    Args:
+        values: y for two z and two v, (2, 2, B, D).
+
+    Raises:
+        ShapeError: `values` has another shape.
+
+    >>> z, v = torch.randn(2, 1, 5, 3), torch.randn(1, 2, 5, 3)
+    >>> bool((interaction_variance(z + v) < 1e-9).all())
+    True
+    """
+    if values.ndim != 4 or values.shape[:2] != (2, 2):
+        raise ShapeError(f"Values must be (2, 2, B, D), two z by two v, got {tuple(values.shape)}.")
+    y = _wide(values)
+    return 0.25 * (y[0, 0] - y[0, 1] - y[1, 0] + y[1, 1]).square().sum(dim=-1)
+
+
 class VaeLoss(NamedTuple):
     """Terms of the autoencoder's loss, one value an image, shape (B,), in nats."""
 

@@ -208,3 +208,16 @@ def test_half_precision_is_summed_in_float32():
     )
     x = torch.zeros(1, 3, 64, 64, dtype=torch.float16)
     assert objectives.mse(x, x + 100).item() == pytest.approx(10000)
+
+
+def test_the_interaction_is_that_of_a_two_way_analysis_of_variance_in_expectation():
+    rng = np.random.default_rng(0)
+    a, b, c = 1.5, 0.7, 0.4
+    n = 40_000
+    z, v = rng.normal(size=(1, 2, n, 2)) * a, rng.normal(size=(2, 1, n, 2)) * b
+    values = torch.from_numpy(z + v + c * rng.normal(size=(2, 2, n, 2)))
+    found = objectives.interaction_variance(values)
+    assert found.shape == (n,)
+    assert float(found.mean()) == pytest.approx(2 * c**2, rel=0.03)
+    with pytest.raises(ShapeError, match="two z by two v"):
+        objectives.interaction_variance(values[0])

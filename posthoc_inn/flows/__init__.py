@@ -6,7 +6,7 @@ from posthoc_inn.flows.actnorm import ActNorm
 from posthoc_inn.flows.conditional import ConditionalFlow
 from posthoc_inn.flows.conditioner import Conditioner
 from posthoc_inn.flows.coupling import AffineCoupling, Coupling, ProjectedContext
-from posthoc_inn.flows.coupling_flow import COUPLINGS, CouplingFactory, CouplingFlow
+from posthoc_inn.flows.coupling_flow import COUPLINGS, CouplingFactory, CouplingFlow, without_dropout
 from posthoc_inn.flows.factor import FactorFlow
 from posthoc_inn.flows.permutation import Permutation
 from posthoc_inn.flows.spline import SplineCoupling, rational_quadratic_spline
@@ -28,4 +28,5 @@ __all__ = [
     "computing_in",
     "rational_quadratic_spline",
     "set_compute_dtype",
+    "without_dropout",
 ]

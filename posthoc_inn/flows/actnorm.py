@@ -65,6 +65,13 @@ class ActNorm(FittedOnce):
         self.log_scale.copy_(-std.log())
         self._mark_initialized()
 
+    @torch.no_grad()
+    def initialize_as_identity(self) -> None:
+        """Start without shift or scale, for inputs that are standard normal already."""
+        self.shift.zero_()
+        self.log_scale.zero_()
+        self._mark_initialized()
+
     def check_initialized(self) -> None:
         """Check that shift and scale were set.
 

@@ -141,8 +141,12 @@ class ConditionalFlow(nn.Module):
             ShapeError: A shape does not fit.
             NotFittedError: The flow was not initialised.
         """
-        out = self.flow.inverse(v, context)
+        out = self.blocks_inverse(v, context)
         return out if self.base is None else self.base.inverse(out)
+
+    def blocks_inverse(self, v: Tensor, context: Context) -> Tensor:
+        """Map invariances `v` (..., D) back through the blocks alone: to e's factors, or to latents without e."""
+        return self.flow.inverse(v, context)
 
     @torch.no_grad()
     def inverse_many(self, v: Tensor, context: Tensor) -> Tensor:
@@ -168,13 +172,13 @@ class ConditionalFlow(nn.Module):
                 f"(B, N, {config.dim}) and (B, {config.context_dim}) with the same B."
             )
         with evaluating(self):
-            out = self._blocks_inverse(v, context)
+            out = self._many_blocks_inverse(v, context)
             if self.base is not None:
                 for rows in out.flatten(0, 1).split(BASE_CHUNK):
                     rows.copy_(self.base.inverse(rows))
             return out
 
-    def _blocks_inverse(self, v: Tensor, context: Tensor) -> Tensor:
+    def _many_blocks_inverse(self, v: Tensor, context: Tensor) -> Tensor:
         if self.flow.is_affine:
             return fast_inverse.inverse(self.flow, v, context)
         parameter = next(self.flow.parameters())
@@ -193,7 +197,8 @@ class ConditionalFlow(nn.Module):
         """Set every actnorm from latents `z_bar` (B, D) and their `z` (B, *z_shape), 256 rows or more.
 
         The standardisation of z is fitted beforehand, on as much data as there is:
-        `flow.conditioner.fit_standardization(batches)`.
+        `flow.conditioner.fit_standardization(batches)`. On the factors of e, which are standard normal by design, the
+        blocks start as the identity: a few outliers would decide the scales otherwise.
 
         Raises:
             NotFittedError: The standardisation of z was not fitted.
@@ -202,6 +207,8 @@ class ConditionalFlow(nn.Module):
             DataError: The data hold NaN or infinity.
         """
         with evaluating(self):
+            context = self.context(z)
+            self.flow.initialize(z_bar, context, force=force)
             if self.base is not None:
-                z_bar = torch.cat(self.base(z_bar)[0], dim=-1)
-            self.flow.initialize(z_bar, self.context(z), force=force)
+                for block in self.flow.parts():
+                    block.actnorm.initialize_as_identity()

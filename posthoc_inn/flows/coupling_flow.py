@@ -41,6 +41,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = flag
 
 
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """Take the train flags off inside the block, and nothing else: a flow's memory for training is kept."""
+    flags = [(m, m.training) for m in module.modules()]
+    for m, _ in flags:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m, flag in flags:
+            m.training = flag
+
+
 class Block(nn.Module):
     """Actnorm, then two couplings (each half conditions the other once), then a fixed permutation."""
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from posthoc_inn.autoencoders import TrainableAutoencoder
 from posthoc_inn.cache import Cache, unit
 from posthoc_inn.errors import DataError
-from posthoc_inn.flows import ConditionalFlow
-from posthoc_inn.objectives import flow_nll
+from posthoc_inn.flows import ConditionalFlow, without_dropout
+from posthoc_inn.objectives import flow_nll, interaction_variance
 
 
 class Shuffle:
@@ -93,19 +93,33 @@ class AutoencoderTask:
 
 
 class FlowLoss(nn.Module):
-    """MSC eq. 5 with its constants, averaged over the batch, as a module."""
+    """MSC eq. 5 with its constants, averaged over the batch, as a module.
 
-    def __init__(self, flow: ConditionalFlow) -> None:
+    Args:
+        flow: t.
+        interaction_weight: Weight of the interaction of z and v, in training.
+    """
+
+    def __init__(self, flow: ConditionalFlow, interaction_weight: float = 0.0) -> None:
         super().__init__()
-        self.flow = flow
+        self.flow, self.interaction_weight = flow, interaction_weight
 
-    def forward(self, z: Tensor, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
-        """Return the mean negative log-likelihood, a scalar in nats.
+    def forward(self, z: Tensor, mean: Tensor, std: Tensor, noise: Tensor, v: Tensor | None = None) -> Tensor:
+        """Return the mean negative log-likelihood, a scalar in nats; with `v`, the weighted interaction is added.
 
-        z (B, *z_shape); mean, std, noise (B, D): z_bar is drawn afresh as mean + std * noise.
+        z (B, *z_shape); mean, std, noise (B, D): z_bar is drawn afresh as mean + std * noise. v (2, n, D).
         """
-        v, log_det = self.flow(mean + std * noise, self.flow.context(z))
-        return flow_nll(v, log_det).mean()
+        out, log_det = self.flow(mean + std * noise, self.flow.context(z))
+        loss = flow_nll(out, log_det).mean()
+        if v is None or not self.interaction_weight:
+            return loss
+        n = min(v.shape[1], len(z) // 2)
+        # Dropout, drawn anew for each of the four, would be taken for interaction.
+        with without_dropout(self.flow):
+            context = self.flow.context(z[: 2 * n])
+            y = self.flow.blocks_inverse(v[:, :n].repeat_interleave(2, dim=0).flatten(0, 1), context.repeat(2, 1))
+        # Rows: v, v with z, z'; then v', v' with z, z'.
+        return loss + self.interaction_weight * interaction_variance(y.view(2, 2, n, -1)).mean()
 
 
 class FlowTask:
@@ -122,21 +136,25 @@ class FlowTask:
         batch_size: int,
         seed: int,
         looks: int = 4096,
+        interaction_weight: float = 0.0,
     ) -> None:
-        self.module = FlowLoss(flow)
+        self.module = FlowLoss(flow, interaction_weight)
         self._train, self._held_out, self._looks = train, held_out, looks
         self._shuffle = Shuffle(len(train), batch_size, seed)
 
     def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return z (B, *z_shape), mean, std and noise (B, D)."""
+        """Return z (B, *z_shape), mean, std and noise (B, D); and v (2, B/4, D) where the interaction counts."""
         index = self._shuffle.index(step)
         mean = self._train["mean"].rows(index)
-        return (
+        row = (
             self._train["z"].rows(index).float(),
             mean,
             self._train["std"].rows(index),
             torch.randn(mean.shape, generator=generator),
         )
+        if not self.module.interaction_weight:
+            return row
+        return (*row, torch.randn(2, max(1, len(index) // 4), mean.shape[1], generator=generator))
 
     def held_out(self) -> dict[str, float]:
         """Return the held-out negative log-likelihood in nats."""

@@ -170,3 +170,17 @@ def test_an_e_that_does_not_fit_t_is_refused():
         t.set_base(factor_flow(6))
     with pytest.raises(NotFittedError, match="e was never fitted"):
         t.set_base(FactorFlow(FlowConfig(dim=4, blocks=1, width=8), (3, 1)))
+
+
+def test_on_the_factors_of_e_t_starts_as_the_identity():
+    e = factor_flow(4)
+    config = FlowConfig(dim=4, context_dim=3, blocks=3, width=8)
+    t = ConditionalFlow(config, ConditionerConfig(z_shape=(5,), context_dim=3, width=8), base=e)
+    z_bar, z = 50 * torch.randn(64, 4), torch.randn(64, 5)
+    t.conditioner.fit_standardization([z])
+    t.initialize(z_bar, z)
+    t.eval()
+    v, log_det = t(z_bar, t.context(z))
+    factors, expected = e(z_bar)
+    assert torch.allclose(v.sort(dim=1).values, torch.cat(factors, 1).sort(dim=1).values, atol=1e-4)  # permuted
+    assert torch.allclose(log_det, expected, atol=1e-4)
