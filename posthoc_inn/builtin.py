@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from posthoc_inn.config import AutoencoderConfig, FlowConfig, ImageSpec
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from torch.utils.data import Dataset
+
+    from posthoc_inn.protocols import ConceptSource
 
 
 def _small_cnn(*, weights: str | None, num_classes: int | None) -> nn.Module:
@@ -41,6 +44,82 @@ def _spline(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn
     from posthoc_inn.flows import COUPLINGS
 
     return COUPLINGS["spline"](config, index, generator=generator)
+
+
+def _attribute_source(data: Dataset[Any], *, seed: int, names: str = "", agree: str = "drawn") -> ConceptSource:
+    from posthoc_inn.concepts import AttributeSource, attributes_of
+
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    return AttributeSource(attributes_of(data), concepts=wanted or None, agree=agree)  # type: ignore[arg-type]
+
+
+def _analysis(name: str) -> Callable[[], Any]:
+    def build() -> Any:
+        from posthoc_inn import builtin_analyses
+
+        return getattr(builtin_analyses, name)
+
+    return build
+
+
+ANALYSES: dict[str, tuple[str, tuple[str, ...], str, dict[str, str]]] = {
+    "explained-by-invariances": (
+        "explained", ("t",), "MSC eq. 19: share of the latent's variance that the layer ignores",
+        {"samples": "latents in all (10000)"},
+    ),
+    "concept-relevance": (
+        "relevance", ("t", "e"), "MSC eq. 20: what the layer determines of each concept, beside the first-order share",
+        {"samples": "latents in all (10000)"},
+    ),
+    "edits": ("edits", ("e",), "MSC eq. 7: each concept taken from another image", {"images": "images edited (200)"}),
+    "invariance-maps": (
+        "maps", ("t",), "MSC fig. 3: where samples vary",
+        {"images": "images (32)", "samples": "samples an image (32)"},
+    ),
+    "recombination": (
+        "recombination", ("t",), "what the layer sees of one image with what it ignores of another",
+        {"images": "images (6)"},
+    ),
+    "attack": (
+        "attack", ("t",), "MSC fig. 5: what an adversarial attack changes of z (needs captum)",
+        {"images": "images (64)", "method": "fgsm or pgd (fgsm)", "epsilon": "in units of [0, 1] (8/255)"},
+    ),
+    "response": (
+        "response", ("e",), "IIN 4.2: how the model responds to a walk in each concept, through the decoder",
+        {"images": "images (60)", "steps": "steps of the walk (60)"},
+    ),
+    "sensitivity": (
+        "sensitivity", ("e",), "MSC fig. 7: how far an edit of each concept moves the representation",
+        {"images": "images (200)"},
+    ),
+    "generative": (
+        "generative", ("e",), "IIN tab. 2: samples of e by their Fréchet distance (needs torchmetrics)",
+        {"images": "images (1000)"},
+    ),
+}  # fmt: skip
+"""Name -> (function of `builtin_analyses`, what must have been fitted, what it is, options)."""
+
+
+@hookimpl
+def register_analyses(register: Register[Any]) -> None:
+    """Register the papers' analyses."""
+    for name, (function, needs, description, own) in ANALYSES.items():
+        register(name, _analysis(function), needs=needs, description=description, options=own, licence="MIT")
+
+
+@hookimpl
+def register_concept_sources(register: Register[ConceptSource]) -> None:
+    """Register sources of pairs."""
+    register(
+        "attribute-table",
+        _attribute_source,
+        options={
+            "names": "attributes of the data set, separated by commas (all)",
+            "agree": "drawn, or all: mark every category that happens to agree (drawn)",
+        },
+        licence="MIT",
+        description="pairs of images with the same value of an attribute of the data set's own",
+    )
 
 
 @hookimpl

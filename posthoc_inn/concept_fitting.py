@@ -161,7 +161,7 @@ def rows_of(space: Space, *caches: Cache) -> Rows:
     some = caches[0]["z"].rows(torch.arange(min(len(caches[0]), 10_000))).float().flatten(1)
     spread = some.std(dim=0)
     # Values that never change (units that are always off) get a little noise too, or their density has no bound.
-    return Rows(*caches, mean="z", noise=Z_NOISE * spread.clamp_min(0.1 * float(spread.mean()) + 1e-6))
+    return Rows(*caches, mean="z", noise=Z_NOISE * spread.clamp_min(0.25 * float(spread.median()) + 1e-6))
 
 
 def estimate_sizes(rows: Rows, pairs: RowPairs, *, seed: int = 0) -> tuple[tuple[int, ...], dict[str, float]]:

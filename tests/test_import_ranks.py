@@ -32,7 +32,9 @@ RANKS = {
     "drawing": 2,
     "datasets": 2,
     "builtin_models": 2,
-    "builtin": 3,
+    # Loaded by its name; what it registers is imported when it is asked for.
+    "builtin": 6.4,
+    "builtin_analyses": 6.3,
     "cache": 3,
     "training": 4,
     "pipeline": 4,
@@ -44,6 +46,7 @@ RANKS = {
     "concept_questions": 5.5,
     "interpreter": 6,
     "testing": 6,
+    "sweep": 6.5,
     "report": 7,
     "cli": 8,
 }

@@ -1,25 +1,69 @@
-"""Questions asked of fitted parts; each returns a result with plain data."""
+"""Questions asked of fitted parts; each returns a result with plain data, most of them a figure and a caption too."""
 
+from posthoc_inn.analysis.adversarial import Attack
+from posthoc_inn.analysis.attack import AttackedLayer, AttackView, attack_view
+from posthoc_inn.analysis.edit_gallery import EditedConcept, EditGallery, edit_gallery
 from posthoc_inn.analysis.faithfulness import Faithfulness, faithfulness
+from posthoc_inn.analysis.frames import read_frames, save_animation
+from posthoc_inn.analysis.frechet import FeatureNetwork, FrechetDistance, frechet_distance
+from posthoc_inn.analysis.generative import GenerativeQuality, generate, generative_quality
 from posthoc_inn.analysis.invariance import ExplainedByInvariances, explained_by_invariances, explained_share
 from posthoc_inn.analysis.likelihood import Likelihood, likelihood
+from posthoc_inn.analysis.maps import InvarianceMaps, LayerMaps, invariance_maps
 from posthoc_inn.analysis.measure import AutoencoderQuality, autoencoder_quality, measure
+from posthoc_inn.analysis.recombination import Recombination, recombine, recombine_frames
 from posthoc_inn.analysis.relevance import ConceptRelevance, ConceptShares, Share, concept_relevance, variance_shares
+from posthoc_inn.analysis.response import FactorResponse, Response, ornstein_uhlenbeck, response
+from posthoc_inn.analysis.response_embedding import ResponseEmbedding, response_embedding
+from posthoc_inn.analysis.sensitivity import ConceptSensitivity, concept_sensitivity
+from posthoc_inn.analysis.walk_density import WalkDensity, concept_nll, walk_density
 
 __all__ = [
+    "Attack",
+    "AttackView",
+    "AttackedLayer",
     "AutoencoderQuality",
     "ConceptRelevance",
+    "ConceptSensitivity",
     "ConceptShares",
+    "EditGallery",
+    "EditedConcept",
     "ExplainedByInvariances",
+    "FactorResponse",
     "Faithfulness",
+    "FeatureNetwork",
+    "FrechetDistance",
+    "GenerativeQuality",
+    "InvarianceMaps",
+    "LayerMaps",
     "Likelihood",
+    "Recombination",
+    "Response",
+    "ResponseEmbedding",
     "Share",
+    "WalkDensity",
+    "attack_view",
     "autoencoder_quality",
+    "concept_nll",
     "concept_relevance",
+    "concept_sensitivity",
+    "edit_gallery",
     "explained_by_invariances",
     "explained_share",
     "faithfulness",
+    "frechet_distance",
+    "generate",
+    "generative_quality",
+    "invariance_maps",
     "likelihood",
     "measure",
+    "ornstein_uhlenbeck",
+    "read_frames",
+    "recombine",
+    "recombine_frames",
+    "response",
+    "response_embedding",
+    "save_animation",
     "variance_shares",
+    "walk_density",
 ]

@@ -1,0 +1,224 @@
+"""An autoencoder as a generative model: samples D(e⁻¹(n)), n ~ N(0, 1) (IIN eq. 13), and how good they are (tab. 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from posthoc_inn.analysis.frechet import FeatureNetwork, Features, Frechet, batches, comparability, inception_weights
+from posthoc_inn.analysis.results import Result
+from posthoc_inn.concepts import ConceptModel
+from posthoc_inn.drawing import picture_grid
+from posthoc_inn.errors import ConfigError, DataError, Problems
+from posthoc_inn.pipeline import Pipeline
+from posthoc_inn.protocols import Decoder
+
+CHUNK = 512
+"""Images made at a time."""
+SHOWN = 12
+"""Pictures of each kind that are kept for the figure."""
+
+REAL, RECONSTRUCTED, OF_E, OF_PRIOR = "real images", "reconstructions", "samples of e", "samples of N(0, 1)"
+
+
+def generate_batches(
+    decoder: Pipeline | Decoder, concepts: ConceptModel | None, n: int, seed: int = 0, *, dim: int | None = None
+) -> Iterator[Tensor]:
+    """Yield batches of `n` images in all, D(e⁻¹(n)) with n ~ N(0, 1) (IIN eq. 13).
+
+    Args:
+        decoder: D, or the fitted parts.
+        concepts: e over z_bar, best an unsupervised one; None decodes N(0, 1) itself, the autoencoder's prior.
+        n: Images.
+        seed: Of the draws.
+        dim: D, width of z_bar; needed without e.
+
+    Raises:
+        ConfigError: e does not work on z_bar, `n` is not positive, or there is neither e nor `dim`.
+    """
+    width = sum(concepts.factor_dims) if concepts is not None else dim
+    problems = Problems("generate")
+    problems.check(
+        concepts is None or concepts.space == "z_bar",
+        "e must work on z_bar, to be decoded; this one works on a layer's z",
+    )
+    problems.check(n >= 1, f"n must be at least 1, got {n}")
+    problems.check(width is not None, "without e, pass dim, the width of z_bar")
+    problems.raise_if_any()
+    return _generated(decoder, concepts, n, seed, width or 0)
+
+
+@torch.no_grad()
+def _generated(
+    decoder: Pipeline | Decoder, concepts: ConceptModel | None, n: int, seed: int, width: int
+) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, n, CHUNK):
+        draws = torch.randn(min(CHUNK, n - start), width, generator=generator)
+        yield decoder.decode(draws if concepts is None else concepts.inverse(draws)).cpu()
+
+
+def generate(decoder: Pipeline | Decoder, concepts: ConceptModel, n: int, seed: int = 0) -> Tensor:
+    """Return `n` images (n, C, H, W) in [0, 1]: D(e⁻¹(n)), n ~ N(0, 1) (IIN eq. 13).
+
+    Args:
+        decoder: D, or the fitted parts.
+        concepts: e over z_bar, best an unsupervised one.
+        n: Images, all held at once; `generate_batches` yields them.
+        seed: Of the draws.
+
+    Raises:
+        ConfigError: e does not work on z_bar, or `n` is not positive.
+    """
+    return torch.cat(list(generate_batches(decoder, concepts, n, seed)))
+
+
+@dataclass(frozen=True)
+class Comparison(Result):
+    """One kind of image against the reference.
+
+    Attributes:
+        name: What it is.
+        distance: Fréchet distance to the reference images, the mean over trials.
+        deviation: Standard deviation over trials; nan for one.
+        pictures: Some of them (S, C, H, W).
+    """
+
+    name: str
+    distance: float
+    deviation: float
+    pictures: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class GenerativeQuality(Result):
+    """IIN tab. 2: how far what is generated is from real images.
+
+    Attributes:
+        comparisons: Real images of the other half (the floor), reconstructions of these, samples of e, and samples of
+            N(0, 1).
+        network: Whose features the distance is over.
+        width: Their number.
+        images: Images of each kind, and of the reference.
+        trials: Independent sets of samples.
+    """
+
+    comparisons: tuple[Comparison, ...]
+    network: str
+    width: int
+    images: int
+    trials: int
+
+    def __getitem__(self, name: str) -> Comparison:
+        found = {c.name: c for c in self.comparisons}
+        if name not in found:
+            raise KeyError(f"There is no comparison {name!r}; there are {', '.join(found)}.")
+        return found[name]
+
+    @property
+    def caption(self) -> str:
+        """What to conclude, and what not."""
+        said = "; ".join(f"{c.name} {_text(c)}" for c in self.comparisons)
+        return (
+            f"Fréchet distance to {self.images} real images over the {self.width} features of {self.network}, each for "
+            f"as many images: {said}. Other real images are the floor that nothing can beat, and reconstructions what "
+            "the decoder can do at best; what samples of e lose beyond them, e loses, and what they gain on samples of "
+            "N(0, 1), decoded as they are, is e's merit. " + comparability(self.network, self.width, self.images)
+        )
+
+    def figure(self) -> Figure:
+        """Draw pictures of each kind, one row a kind, with their distance."""
+        return picture_grid(
+            torch.stack([c.pictures for c in self.comparisons]),
+            row_labels=[f"{c.name}\nFréchet {_text(c)}" for c in self.comparisons],
+        )
+
+
+def _text(comparison: Comparison) -> str:
+    if math.isfinite(comparison.deviation):
+        return f"{comparison.distance:.4g} ± {comparison.deviation:.2g}"
+    return f"{comparison.distance:.4g}"
+
+
+@torch.no_grad()
+def generative_quality(
+    pipeline: Pipeline,
+    concepts: ConceptModel,
+    images: Tensor | Iterable[Tensor],
+    *,
+    features: Features | None = None,
+    name: str | None = None,
+    trials: int = 1,
+    seed: int = 0,
+) -> GenerativeQuality:
+    """Compare samples of e, of N(0, 1), and reconstructions with real images by their Fréchet distance.
+
+    Half of the images are the reference. The other half are the floor, and what is reconstructed; as many samples are
+    drawn. All distances so rest on equal numbers of images, and their bias is the same.
+
+    Args:
+        pipeline: The fitted parts.
+        concepts: e over z_bar, best an unsupervised one.
+        images: The user's held-out tensors (B, C, H, W), or batches of them, which are read once; thousands.
+        features: As for `FeatureNetwork`. None takes Inception where its weights are on this machine, else the
+            pipeline's own layer; the result says which.
+        name: Of the network; needed for a function.
+        trials: Sets of samples, for the deviation (the paper has three).
+        seed: Of all draws.
+
+    Raises:
+        ConfigError: e does not work on z_bar, `trials` is not positive, or see `FeatureNetwork`.
+        DataError: There are fewer than 4 images.
+        PluginError: torchmetrics is not installed.
+    """
+    if trials < 1 or concepts.space != "z_bar":
+        raise ConfigError(f"Samples need an e over z_bar and at least one trial; got {concepts.space} and {trials}.")
+    if features is None and inception_weights() is None:
+        features = pipeline
+    network = FeatureNetwork(features, name=name)
+    generator = torch.Generator().manual_seed(seed)
+    floor, rebuilt, sampled = Frechet(), Frechet(), Frechet()
+    shown: dict[str, list[Tensor]] = {REAL: [], RECONSTRUCTED: []}
+    for part in batches(images):
+        real = pipeline.adapter.to_images(part).cpu()
+        found = network(real)
+        odd = (floor.real + floor.generated) % 2
+        for reference in (floor, rebuilt, sampled):
+            reference.add(found[odd::2], real=True)
+        floor.add(found[1 - odd :: 2], real=False)
+        others = part[1 - odd :: 2]
+        if len(others):
+            mean, std = pipeline.encode(others)
+            noise = torch.randn(mean.shape, generator=generator).to(mean)
+            decoded = pipeline.decode(mean + std * noise).cpu()
+            rebuilt.add(network(decoded), real=False)
+            shown[REAL].append(real[1 - odd :: 2][:SHOWN])
+            shown[RECONSTRUCTED].append(decoded[:SHOWN])
+            shown = {key: [torch.cat(parts)[:SHOWN]] for key, parts in shown.items()}
+    count = floor.generated
+    if count < 2:
+        raise DataError(
+            f"Generative quality needs 4 images at least, and thousands to mean something; got {count * 2}."
+        )
+    results = [
+        Comparison(REAL, floor.compute(), math.nan, shown[REAL][0]),
+        Comparison(RECONSTRUCTED, rebuilt.compute(), math.nan, shown[RECONSTRUCTED][0]),
+    ]
+    for kind, model in ((OF_E, concepts), (OF_PRIOR, None)):
+        values, pictures = [], torch.empty(0)
+        for trial in range(trials):
+            sampled.forget_generated()
+            made = generate_batches(pipeline, model, count, seed * 1_000_003 + trial + 1, dim=pipeline.latent_dim)
+            for batch in made:
+                sampled.add(network(batch), real=False)
+                pictures = pictures if len(pictures) else batch[:SHOWN]
+            values.append(sampled.compute())
+        distance = torch.tensor(values, dtype=torch.float64)
+        deviation = float(distance.std()) if trials > 1 else math.nan
+        results.append(Comparison(kind, float(distance.mean()), deviation, pictures))
+    return GenerativeQuality(tuple(results), network.name, floor.width, count, trials)

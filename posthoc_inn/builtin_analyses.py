@@ -1,0 +1,86 @@
+"""The built-in analyses as the plugin hook wants them: an interpreter and data in, a result out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posthoc_inn import analysis
+from posthoc_inn.errors import DataError
+from posthoc_inn.images import BatchSource
+from posthoc_inn.interpreter import Interpreter
+
+
+def images_of(data: Any, count: int, *, seed: int, least: int = 2) -> Tensor:
+    """Return the first `count` images of data, as the interpreter takes them.
+
+    Raises:
+        DataError: There are too few.
+    """
+    images = BatchSource(data, batch_size=128, seed=seed).first(count)
+    if len(images) < least:
+        raise DataError(f"At least {least} images are needed, got {len(images)}.")
+    return images
+
+
+def _layer(interpreter: Interpreter) -> dict[str, Any]:
+    return {interpreter.layer or "output": interpreter.pipeline}
+
+
+def explained(interpreter: Interpreter, data: Any, *, seed: int, samples: int = 10_000) -> Any:
+    """MSC eq. 19."""
+    return interpreter.explained_by_invariances(data, samples=samples, seed=seed)
+
+
+def relevance(interpreter: Interpreter, data: Any, *, seed: int, samples: int = 10_000) -> Any:
+    """MSC eq. 20, with the first-order share."""
+    return interpreter.concept_relevance(data, samples=samples, seed=seed)
+
+
+def edits(interpreter: Interpreter, data: Any, *, seed: int, images: int = 200) -> Any:
+    """MSC eq. 7: each concept taken from another image."""
+    return analysis.edit_gallery(interpreter.pipeline, interpreter.concepts, images_of(data, images, seed=seed))
+
+
+def maps(interpreter: Interpreter, data: Any, *, seed: int, images: int = 32, samples: int = 32) -> Any:
+    """MSC fig. 3: where pictures vary."""
+    return analysis.invariance_maps(
+        _layer(interpreter), images_of(data, images, seed=seed), samples=samples, seed=seed
+    )  # fmt: skip
+
+
+def recombination(interpreter: Interpreter, data: Any, *, seed: int, images: int = 6) -> Any:
+    """What one image loses (v) with what the layer keeps of another (z)."""
+    return analysis.recombine(interpreter.pipeline, images_of(data, images, seed=seed))
+
+
+def attack(
+    interpreter: Interpreter, data: Any, *, seed: int, images: int = 64, method: str = "fgsm", epsilon: float = 8 / 255
+) -> Any:
+    """MSC fig. 5: what an attack changes of z."""
+    given = images_of(data, images, seed=seed)
+    return analysis.attack_view(_layer(interpreter), given, method=method, epsilon=epsilon, seed=seed)  # type: ignore[arg-type]
+
+
+def response(interpreter: Interpreter, data: Any, *, seed: int, images: int = 60, steps: int = 60) -> Any:
+    """IIN 4.2: walks in one factor, through the decoder."""
+    given = images_of(data, images, seed=seed)
+    return analysis.response(
+        interpreter.pipeline, interpreter.concepts, given, images=len(given), steps=steps, seed=seed
+    )  # fmt: skip
+
+
+def sensitivity(interpreter: Interpreter, data: Any, *, seed: int, images: int = 200) -> Any:
+    """MSC fig. 7, last row: how far an edit moves the representation."""
+    latents = interpreter.pipeline.encode(images_of(data, images, seed=seed))[0]
+    return analysis.concept_sensitivity(interpreter.pipeline, interpreter.concepts, latents, seed=seed)
+
+
+def generative(interpreter: Interpreter, data: Any, *, seed: int, images: int = 1000) -> Any:
+    """IIN tab. 2: samples of e beside reconstructions, by their Fréchet distance."""
+    with torch.no_grad():
+        return analysis.generative_quality(
+            interpreter.pipeline, interpreter.concepts, images_of(data, images, seed=seed), seed=seed
+        )  # fmt: skip
