@@ -53,6 +53,38 @@ def _attribute_source(data: Dataset[Any], *, seed: int, names: str = "", agree: 
     return AttributeSource(attributes_of(data), concepts=wanted or None, agree=agree)  # type: ignore[arg-type]
 
 
+def _sketches(
+    data: Dataset[Any],
+    *,
+    seed: int,
+    sketch_a: str,
+    sketch_b: str,
+    name: str,
+    backbone: str,
+    weights: str | None = None,
+    images: int = 500,
+    size: int | None = None,
+    style_weight: float = 10.0,
+    steps: int = 200,
+    sharing: bool = True,
+    cache: str | None = None,
+) -> ConceptSource:
+    from posthoc_inn.concepts.sketches import SketchSource
+    from posthoc_inn.concepts.stylize import StyleTransfer
+
+    stylize = StyleTransfer.from_backbone(backbone, weights=weights, style_weight=style_weight, steps=steps, seed=seed)
+    return SketchSource(
+        data, sketch_a, sketch_b, name=name, stylize=stylize, images=images, size=size, sharing=sharing, cache=cache,
+        seed=seed,
+    )  # fmt: skip
+
+
+def _folders(data: Dataset[Any], *, seed: int, root: str, size: int, channels: int = 3) -> ConceptSource:
+    from posthoc_inn.concepts.folders import FolderPairs
+
+    return FolderPairs(root, size=size, channels=channels, data=data)  # type: ignore[arg-type]
+
+
 def _analysis(name: str) -> Callable[[], Any]:
     def build() -> Any:
         from posthoc_inn import builtin_analyses
@@ -119,6 +151,37 @@ def register_concept_sources(register: Register[ConceptSource]) -> None:
         },
         licence="MIT",
         description="pairs of images with the same value of an attribute of the data set's own",
+    )
+    register(
+        "sketches",
+        _sketches,
+        options={
+            "sketch_a": "file of the first sketch",
+            "sketch_b": "file of the second sketch",
+            "name": "name of the concept in which the sketches differ",
+            "backbone": "registered network whose features carry the style",
+            "weights": "its weights: a file or a published name (random)",
+            "images": "images that are painted in either style (500)",
+            "size": "side of the painted images in pixels (that of the data)",
+            "style_weight": "weight of the style against the content (10)",
+            "steps": "training steps of the painter, a sketch (200)",
+            "sharing": "draw pairs that share a sketch too (true)",
+            "cache": "directory that keeps the painted images",
+        },
+        licence="MIT",
+        reference="A Disentangling Invertible Interpretation Network (CVPR 2020), section 3.2; Johnson (ECCV 2016)",
+        description="two sketches define a concept: images painted in the style of each",
+    )
+    register(
+        "folders",
+        _folders,
+        options={
+            "root": "directory with CONCEPT/a and CONCEPT/b, pairs by file name; not-CONCEPT where they differ",
+            "size": "side of the images in pixels",
+            "channels": "1 or 3 (3)",
+        },
+        licence="MIT",
+        description="folders of pairs of images that share, or differ in, a concept",
     )
 
 

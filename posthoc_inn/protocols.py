@@ -57,7 +57,9 @@ class ConceptSource(Protocol):
     from the data set's last index; they are encoded once, like the others.
     """
 
-    names: tuple[str, ...]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the concepts, in the order of the factors that they get."""
 
     def pairs(self, n: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return indices a (n,), b (n,) and the boolean `shared`, shape (n, K + 1): which factors each pair shares.

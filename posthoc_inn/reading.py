@@ -88,7 +88,7 @@ class RowReader:
         more = 0 if extra is None else len(extra)
         total = None if None in known else (known[0] or 0) * draws + (known[1] or 0) + more
         self.reporter.stage("reading images and features", total)
-        digest = self._digest(draws, [*known, more])
+        digest = self._digest(draws, [*known, more, "" if extra is None else _pixels_digest(extra)])
         # Beside a run directory rows go to disk at once: a killed run finds them again, and the system's own page
         # cache keeps what fits in memory.
         budget = Budget(0 if self.out is not None else self.budget)
@@ -101,7 +101,7 @@ class RowReader:
         batches = BatchSource(extra, batch_size=data.batch_size).batches(draw=0)
         return train, kept, self._fill("extra", batches, budget, digest, are_pictures=True)
 
-    def _digest(self, draws: int, known: Sequence[int | None]) -> str:
+    def _digest(self, draws: int, known: Sequence[int | str | None]) -> str:
         facts = [
             fingerprint(self.extractor.model),
             self.extractor.to_dict(),
@@ -152,6 +152,15 @@ class RowReader:
                 cache.append(mean=mean.float(), std=std.float())
                 done += len(images)
                 self.reporter.advance(done)
+
+
+def _pixels_digest(images: Any) -> str:
+    """Return a digest of a few images: other sketches, or other folders, are other images."""
+    digest = hashlib.sha256()
+    for k in range(0, len(images), max(1, len(images) // 8)):
+        item = images[k]
+        digest.update(pixels(item[0] if isinstance(item, tuple) else item).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _facts(batch: Batch) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset
 
 from posthoc_inn.concepts.model import RANDOM
 from posthoc_inn.errors import DataError, Problems
@@ -103,12 +104,14 @@ class JoinedSources:
 
     Args:
         sources: At least one; their concepts have different names.
+        length: Number of the data's images, from which sources number images of their own; needed where more than one
+            brings such.
 
     Raises:
-        DataError: Two sources have a concept of the same name, or more than one brings images of its own.
+        DataError: Two sources have a concept of the same name, or `length` is missing.
     """
 
-    def __init__(self, sources: Sequence[ConceptSource]) -> None:
+    def __init__(self, sources: Sequence[ConceptSource], *, length: int | None = None) -> None:
         self.sources = list(sources)
         names = [name for source in self.sources for name in source.names]
         problems = Problems("JoinedSources")
@@ -116,11 +119,17 @@ class JoinedSources:
         twice = sorted({n for n in names if names.count(n) > 1})
         problems.check(not twice, f"two sources have a concept called {', '.join(twice)}")
         brings = [s for s in self.sources if getattr(s, "extra", None) is not None]
-        problems.check(len(brings) <= 1, "only one of the sources can bring images of its own")
+        known = length is not None or len(brings) < 2
+        problems.check(known, "several sources bring images of their own: give length, the number of the data's images")
         problems.raise_if_any(DataError)
         self.names = tuple(names)
+        self._length, self._shifts = length, [0] * len(self.sources)
         if brings:
-            self.extra = brings[0].extra  # type: ignore[attr-defined]
+            self.extra = brings[0].extra if len(brings) == 1 else ConcatDataset([s.extra for s in brings])  # type: ignore[attr-defined]
+            before = 0
+            for k, source in enumerate(self.sources):
+                self._shifts[k] = before
+                before += len(source.extra) if source in brings else 0  # type: ignore[attr-defined]
 
     def pairs(self, n: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return indices a (n,), b (n,) and `shared` (n, K + 1)."""
@@ -129,6 +138,8 @@ class JoinedSources:
         for k, source in enumerate(self.sources):
             count = n // len(self.sources) + (k < n % len(self.sources))
             a, b, own = source.pairs(count, seed=seed * len(self.sources) + k)
+            if self._shifts[k]:
+                a, b = (i + self._shifts[k] * (i >= (self._length or 0)) for i in (a, b))
             shared = own[:, :1].repeat(1, len(self.names) + 1)
             shared[:, start : start + len(source.names)] = own[:, 1:]
             start += len(source.names)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from posthoc_inn.concepts.attributes import AttributeSource, attributes_of, read_table
-from posthoc_inn.errors import ConfigError, DataError
+from posthoc_inn.errors import ConfigError, DataError, UnknownNameError
 from posthoc_inn.protocols import ConceptSource
 
 LABELS = "labels"
@@ -39,13 +39,16 @@ class LabelsOf:
         return AttributeSource(columns, concepts=self.names)
 
 
-def as_source(concepts: Any, data: Any, *, seed: int = 0) -> ConceptSource | LabelsOf:
+def as_source(
+    concepts: Any, data: Any, *, seed: int = 0, options: Mapping[str, Any] | None = None
+) -> ConceptSource | LabelsOf:
     """Return the source that `concepts` stands for, over the images of `data`.
 
     Args:
         concepts: See `ACCEPTED`.
         data: What the images come from.
         seed: For a registered source.
+        options: For a registered source.
 
     Raises:
         ConfigError: It stands for nothing.
@@ -65,14 +68,34 @@ def as_source(concepts: Any, data: Any, *, seed: int = 0) -> ConceptSource | Lab
             return _sized(AttributeSource(attributes_of(underlying(data))), data)
         if text.lower().endswith(".csv"):
             return _sized(AttributeSource(read_table(text, names=file_names(data))), data)
-        return _registered(text, data, seed)
+        return _by_name(text, data, seed, options or {})
     raise ConfigError(f"concepts must be {ACCEPTED}; got {type(concepts).__name__}.")
 
 
-def _registered(name: str, data: Any, seed: int) -> ConceptSource:
+def _by_name(name: str, data: Any, seed: int, options: Mapping[str, Any]) -> ConceptSource:
+    """Return a registered source, or, where nobody registers the name, the data set's attributes of these names."""
     from posthoc_inn.plugins import get_plugin_manager
 
-    built: ConceptSource = get_plugin_manager().concept_sources.get(name).factory(underlying(data), seed=seed)
+    registry = get_plugin_manager().concept_sources
+    if name not in registry:
+        names = [part.strip() for part in name.split(",") if part.strip()]
+        try:
+            table = attributes_of(underlying(data))
+        except DataError:
+            registry.get(name)  # raises, and lists what is registered
+            raise
+        unknown = [part for part in names if part not in table]
+        if unknown or not names:
+            raise UnknownNameError(
+                f"There is no concept source and no attribute {(unknown or [name])[0]!r}. Attributes of the data: "
+                f"{', '.join(table)}. Sources: {', '.join(registry.names())}, {LABELS}, {ATTRIBUTES}, or a .csv file."
+            )
+        return _sized(AttributeSource(table, concepts=names), data)
+    known = registry.get(name).metadata.get("options") or {}
+    wrong = sorted(set(options) - set(known))
+    if wrong:
+        raise ConfigError(f"The concept source {name} has no option {wrong[0]!r}; it has {', '.join(known) or 'none'}.")
+    built: ConceptSource = registry.get(name).factory(underlying(data), seed=seed, **options)
     return built
 
 
