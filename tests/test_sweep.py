@@ -1,0 +1,175 @@
+"""Sweeps over layers and checkpoints: one autoencoder and e for all, jobs that stand alone and are done once."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from concurrent.futures import Future
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from posthoc_inn import sweep as sweep_module
+from posthoc_inn.config import ConceptConfig, FitConfig, FlowConfig, ImageSpec, TrainConfig
+from posthoc_inn.datasets import ColorDigits
+from posthoc_inn.errors import ConfigError, TrainingError
+from posthoc_inn.sweep import SweepJob, SweepPoint, SweepResult, layer_sweep, run_job, training_sweep
+
+STEPS = {"batch_size": 32, "eval_every": 4, "checkpoint_every": 4, "patience": 0}
+TINY = FitConfig(
+    preset="tiny", latent_dim=8, autoencoder_width=8, context_dim=8, conditioner_width=8, conditioner_depth=1,
+    flow=FlowConfig(dim=8, context_dim=8, blocks=1, width=8),
+    autoencoder_training=TrainConfig(steps=8, **STEPS), flow_training=TrainConfig(steps=8, **STEPS),
+    concepts=ConceptConfig(blocks=1, width=8, training=TrainConfig(steps=8, **STEPS)),
+)  # fmt: skip
+OPTIONS = {"spec": ImageSpec(size=(28, 28), mean=(0.5,), std=(0.5,)), "preset": TINY, "precision": "32"}
+
+
+class Few(ColorDigits):
+    """The first digits alone."""
+
+    def __len__(self):
+        return 120
+
+    def attribute_table(self):
+        return {"digit": self.digits[:120], "background": self.background[:120]}
+
+
+def network(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 5, 4), nn.ReLU(), nn.Conv2d(4, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 10)
+        ).eval()
+
+
+class Immediate:
+    """An executor that pickles what it is given, as a cluster would."""
+
+    def __init__(self, fails=()):
+        self.names, self.fails = [], fails
+
+    def submit(self, function, /, job):
+        future = Future()
+        self.names.append(job.name)
+        if job.name in self.fails:
+            future.set_exception(OSError("the node died"))
+        else:
+            function, job = pickle.loads(pickle.dumps((function, job)))
+            future.set_result(function(job))
+        return future
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep")
+    result = layer_sweep(
+        network(), ["0", "2"], Few(), held_out=Few(train=False), concepts=["digit", "background"], out=out, **OPTIONS
+    )
+    return out, result
+
+
+def test_every_layer_is_measured_with_the_same_autoencoder_and_e(swept):
+    out, result = swept
+    assert [p.layer for p in result.points] == ["0", "2"]
+    assert result.axis == "layer"
+    assert result.concept_names == ["digit", "background"]
+    for p in result.points:
+        assert 0 <= p.accuracy <= 1
+        assert set(p.concepts) == {"residual", "digit", "background", "(random)"}
+    records = [json.loads((out / name / "bundle" / "bundle.json").read_text()) for name in ("0", "2")]
+    assert records[0]["autoencoder"]["fingerprint"] == records[1]["autoencoder"]["fingerprint"]
+    assert records[0]["concepts"] == records[1]["concepts"]
+    assert [r["is_flow_on_concepts"] for r in records] == [True, True]
+
+
+def test_what_is_done_is_not_done_again(swept, monkeypatch):
+    out, result = swept
+    monkeypatch.setattr(sweep_module.Interpreter, "fit", lambda *a, **k: pytest.fail("fitted again"))
+    again = layer_sweep(
+        network(), ["0", "2"], Few(), held_out=Few(train=False), concepts=["digit", "background"], out=out, **OPTIONS
+    )
+    assert again.to_dict() == result.to_dict()
+
+
+def test_a_directory_of_another_sweep_is_refused(swept):
+    out, _ = swept
+    with pytest.raises(ConfigError, match="result of another job"):
+        layer_sweep(network(seed=1), ["0"], Few(), held_out=Few(train=False), concepts=["digit"], out=out, **OPTIONS)
+
+
+def test_tables_and_figures_show_every_point(swept):
+    _, result = swept
+    lines = result.table().splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("| layer | accuracy | digit, total / first |")
+    figure = result.figure()
+    assert {t.get_text() for t in figure.axes[0].get_legend().get_texts()} >= {"digit", "background"}
+    assert json.dumps(result.to_dict())
+    assert "total effect" in result.caption
+    with pytest.raises(ConfigError, match="no total_effect of 'size'"):
+        result.share("size")
+
+
+def test_checkpoints_are_jobs_for_any_executor(tmp_path):
+    paths = {}
+    for step in (20, 0, 10):
+        paths[step] = tmp_path / f"{step}.safetensors"
+        save_file(network(seed=step).state_dict(), paths[step])
+    executor = Immediate()
+    result = training_sweep(
+        network(), paths, "2", Few(), held_out=Few(train=False), out=tmp_path / "out", executor=executor, **OPTIONS
+    )
+    assert [p.position for p in result.points] == [0, 10, 20]
+    assert executor.names == ["10", "20"]  # the first trains what all share
+    nats = [p.held_out for p in result.points]
+    assert len(set(nats)) == 3
+
+
+def test_a_job_that_fails_is_named_and_the_others_are_kept(tmp_path, swept):
+    first = layer_sweep(network(), ["0"], Few(), held_out=Few(train=False), out=tmp_path, **OPTIONS)
+    assert len(first.points) == 1
+    with pytest.raises(TrainingError, match=r"1 of 3 jobs failed.*2: OSError: the node died"):
+        layer_sweep(network(), ["0", "2", "3"], Few(), held_out=Few(train=False), out=tmp_path,
+                    executor=Immediate(fails=["2"]), **OPTIONS)  # fmt: skip
+    assert (tmp_path / "3" / "result.json").exists()
+    whole = layer_sweep(network(), ["0", "2", "3"], Few(), held_out=Few(train=False), out=tmp_path, **OPTIONS)
+    assert [p.name for p in whole.points] == ["0", "2", "3"]
+
+
+def test_a_job_carries_all_it_needs(tmp_path):
+    job = SweepJob("0", 0.0, network(), None, "0", Few(), Few(train=False), str(tmp_path / "0"), OPTIONS)
+    other = pickle.loads(pickle.dumps(job))
+    assert other.key() == job.key()
+    first = run_job(other)
+    assert run_job(job) == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"layers": []}, "nothing to sweep over"),
+        ({"layers": ["0", "0"]}, "named twice"),
+        ({"layers": ["0"], "fit": {"out": "x"}}, "pass out to the sweep itself"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_trained(tmp_path, arguments, match):
+    with pytest.raises(ConfigError, match=match):
+        layer_sweep(network(), data=Few(), out=tmp_path, **arguments, **OPTIONS)
+    with pytest.raises(ConfigError, match="There is no checkpoint"):
+        training_sweep(network(), {0: tmp_path / "none"}, "0", Few(), out=tmp_path, **OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_correlation_with_accuracy_is_pearsons():
+    shares = [0.1, 0.2, 0.35, 0.3]
+    accuracies = [0.2, 0.5, 0.9, 0.95]
+    points = tuple(
+        SweepPoint(str(k), k, "0", a, 1.0, None, 0.5, {"digit": {"total_effect": {"value": s, "standard_error": 0.01}}})
+        for k, (s, a) in enumerate(zip(shares, accuracies, strict=True))
+    )
+    found = SweepResult(points, "training step").correlation_with_accuracy("digit")
+    expected = torch.corrcoef(torch.tensor([shares, accuracies], dtype=torch.float64))[0, 1]
+    assert found == pytest.approx(float(expected))
