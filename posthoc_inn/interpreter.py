@@ -417,7 +417,7 @@ class Interpreter(ConceptQuestions):
         self.rows_ = result
 
     def _measure(self) -> dict[str, Any]:
-        return analysis.measure(
+        found = analysis.measure(
             self.pipeline_,
             self.rows_.train,
             self.rows_.held_out,
@@ -433,6 +433,9 @@ class Interpreter(ConceptQuestions):
             "threads": self.rows_.threads,
             "fit": self.fit_config_.to_dict(),
         }
+        if hasattr(self, "concept_fit_"):
+            found["training"]["e"] = self.concept_fit_.history.to_dict()
+        return found
 
     def _concept_metrics(self) -> dict[str, Any]:
         concepts = getattr(self, "concepts_", None)
@@ -447,7 +450,7 @@ class Interpreter(ConceptQuestions):
         }
         fit = getattr(self, "concept_fit_", None)
         if fit is not None:
-            found |= {"scores": fit.scores, "history": fit.history.to_dict()}
+            found["scores"] = fit.scores
         return {"concepts": found}
 
     # ---- asking

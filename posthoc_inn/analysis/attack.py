@@ -202,8 +202,8 @@ class AttackView(Result):
             )
         return annotated_grid(
             columns,
-            note="On the right, for each layer: the attacked z with the clean v, decoded.\n"
-            "Below pictures: what the model predicts, in red where it is not what it predicts for the clean image.",
+            note="On the right, for each layer: the attacked z with\nthe clean v, decoded. Below pictures: what the\n"
+            "model predicts, in red where the clean image gets another.",
         )
 
 

@@ -30,6 +30,10 @@ NOT_OF_THE_RUN = ("out", "resume", "overwrite", "as_json", "quiet", "threads", "
                  "can be repeated."),
     click.option("--held-out", metavar="SHARE|FOLDER", help="For a folder: the share kept aside (0.1), or a folder of "
                  "other images."),
+    click.option("--concepts", metavar="WHAT", help="Learn these concepts too (e): labels, attributes, names of the "
+                 "data set's attributes (digit,background), a CSV table, or a registered source."),
+    click.option("--concept-option", "concept_options", type=KeyValue(), multiple=True, help="An option of a "
+                 "registered concept source; can be repeated."),
     click.option("--draws", type=click.IntRange(min=1), help="Passes over randomly augmented data, each other."),
     click.option("--autoencoder", metavar="NAME|BUNDLE", help="A registered one, or a bundle to share "
                  "the autoencoder of."),
@@ -39,6 +43,7 @@ NOT_OF_THE_RUN = ("out", "resume", "overwrite", "as_json", "quiet", "threads", "
     click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes of t over the data."),
     click.option("--steps", type=click.IntRange(min=1), help="Steps of t."),
     click.option("--autoencoder-steps", type=click.IntRange(min=1), help="Steps of the autoencoder."),
+    click.option("--concept-steps", type=click.IntRange(min=1), help="Steps of e, with --concepts."),
     click.option("--classifier-steps", type=click.IntRange(min=1), help="Steps of the model, with --weights train."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
@@ -132,6 +137,9 @@ def _check(given: dict[str, Any]) -> None:
         given["classifier_steps"] is None or given["weights"] in (None, "train"),
         "--classifier-steps goes with --weights train only",
     )
+    for name in ("concept_steps", "concept_options"):
+        flag = "--" + name.rstrip("s").replace("_", "-") if name == "concept_options" else "--concept-steps"
+        problems.check(not given[name] or given["concepts"] is not None or given["resume"], f"{flag} needs --concepts")
     problems.check(
         given["model"] is None or given["num_classes"] is None,
         "--num-classes is for --backbone; your factory knows its own",

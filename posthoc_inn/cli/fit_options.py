@@ -35,6 +35,8 @@ class FitOptions:
     data_dir: str | None = None
     data_options: list[Any] = field(default_factory=list)
     held_out: str | None = None
+    concepts: str | None = None
+    concept_options: list[Any] = field(default_factory=list)
     draws: int | None = None
     autoencoder: str | None = None
     preset: str | None = None
@@ -42,6 +44,7 @@ class FitOptions:
     epochs: float | None = None
     steps: int | None = None
     autoencoder_steps: int | None = None
+    concept_steps: int | None = None
     classifier_steps: int | None = None
     seed: int = 0
     precision: Precision = "auto"
@@ -166,9 +169,9 @@ def command_line(options: FitOptions) -> str:
         if value == getattr(defaults, name):
             continue
         flag = f"--{name.replace('_', '-')}"
-        if name == "data_options":
+        if name in ("data_options", "concept_options"):
             for key, item in value:
-                words += ["--data-option", f"{key}={item}"]
+                words += [flag.rstrip("s"), f"{key}={item}"]
         else:
             words += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     return shlex.join([*words, "--out", str(options.out)])

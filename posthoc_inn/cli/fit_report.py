@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from posthoc_inn import __version__
+from posthoc_inn.analysis import edit_gallery
 from posthoc_inn.cli import sources
 from posthoc_inn.cli.fit_options import FitOptions, command_line, title_of
 from posthoc_inn.cli.run_directory import RunDirectory
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from posthoc_inn.cli.fit_run import Run
 
 ROWS, SAMPLES = 10, 8
+EDITED = 100
+"""Held-out images whose concepts are exchanged."""
 HISTOGRAM = 1000
 """Held-out images whose v is drawn as a histogram."""
 
@@ -108,6 +112,7 @@ def write_pictures(run: Run, metrics: Mapping[str, Any], started: float) -> dict
         row_labels=pictures.row_labels,
         sample_labels=pictures.sample_labels,
         v=pictures.v,
+        concepts=_concept_sections(run),
         warnings=_warnings(run, metrics),
         settings=_settings(run, metrics),
         files={"bundle": "bundle/", "all figures": "metrics.json", "the grid alone": "samples.png"},
@@ -115,6 +120,20 @@ def write_pictures(run: Run, metrics: Mapping[str, Any], started: float) -> dict
     )
     write_report(content, run.directory.report)
     return metrics
+
+
+def _concept_sections(run: Run) -> list[tuple[str, Figure, str]]:
+    """Return what the report shows of concepts: their relevance, and edits."""
+    interpreter = run.interpreter
+    if run.concepts is None:
+        return []
+    relevance = interpreter.concept_relevance(run.images.held_out, seed=run.options.seed)
+    some = run.kept.take(EDITED)["images"]
+    gallery = edit_gallery(interpreter.pipeline, interpreter.concepts, some)
+    return [
+        ("What the layer knows of each concept", relevance.figure(), relevance.caption),
+        ("Each concept taken from another image", gallery.figure(), gallery.caption),
+    ]
 
 
 def _warnings(run: Run, metrics: Mapping[str, Any]) -> list[str]:
@@ -139,9 +158,22 @@ def _settings(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "autoencoder": f"{own.kind}, {own.size} px, {own.channels} channels, latent {own.latent_dim}, {shared}",
         "t": f"preset {config.get('preset')}, {flow.get('blocks')} blocks of width {flow.get('width')}, "
         f"{trained.get('steps'):,} steps of {trained.get('batch_size')}",
+        **_concept_settings(run),
         "seed": run.options.seed,
         "machine": f"{run.device}, {torch.get_num_threads()} threads, precision {run.precision}",
         "again": command_line(run.options),
+    }
+
+
+def _concept_settings(run: Run) -> dict[str, str]:
+    if run.concepts is None:
+        return {}
+    concepts = run.interpreter.concepts
+    sizes = ", ".join(f"{n} {d}" for n, d in zip(concepts.factor_names, concepts.factor_dims, strict=True))
+    config, trained = concepts.flow.config, run.interpreter.fit_config_.concepts.training
+    return {
+        "e": f"{config.blocks} blocks of width {config.width}, {trained.steps:,} steps of {trained.batch_size} pairs; "
+        f"dimensions: {sizes}"
     }
 
 

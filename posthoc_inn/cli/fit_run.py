@@ -17,6 +17,7 @@ from posthoc_inn.cli.fit_options import FitOptions, choose, title_of
 from posthoc_inn.cli.fit_report import finite, show_result, write_pictures
 from posthoc_inn.cli.run_directory import RunDirectory
 from posthoc_inn.cli.terminal import choose_reporter, out, print_lines
+from posthoc_inn.concepts import as_source
 from posthoc_inn.config import TrainConfig
 from posthoc_inn.errors import DataError, LayerNotFoundError, PosthocInnError
 from posthoc_inn.fitting import Plan
@@ -87,8 +88,28 @@ class Run:
         self.model.module.to(self.device)
         self.interpreter = self._interpreter(channels)
         self._check_model()
-        stages = STAGES + 2 * self.trains - isinstance(self.interpreter.autoencoder, torch.nn.Module)
+        self.concepts, self.held_out_concepts = self._concepts()
+        stages = (
+            STAGES
+            + 2 * self.trains
+            + (self.concepts is not None)
+            - isinstance(self.interpreter.autoencoder, torch.nn.Module)
+        )
         self.reporter = choose_reporter(stages, quiet=options.quiet)
+
+    def _concepts(self) -> tuple[Any, Any]:
+        """Return what --concepts means for the training images, and for the held-out ones where they have it too."""
+        options = self.options
+        if options.concepts is None:
+            return None, None
+        own = {key: value for key, value in options.concept_options}
+        found = as_source(options.concepts, self.images.train, seed=options.seed, options=own)
+        try:
+            aside = as_source(options.concepts, self.images.held_out, seed=options.seed, options=own)
+        except PosthocInnError:
+            aside = None  # a table with rows for the training images alone: fit says so
+        is_own = getattr(found, "extra", None) is not None  # pairs with images of its own know nothing of others
+        return found, None if is_own else aside
 
     def _interpreter(self, channels: int) -> Interpreter:
         options, choice = self.options, self.choice
@@ -134,6 +155,9 @@ class Run:
             "epochs": options.epochs,
             "steps": options.steps,
             "autoencoder_steps": options.autoencoder_steps,
+            "concept_steps": options.concept_steps,
+            "concepts": self.concepts,
+            "held_out_concepts": self.held_out_concepts,
             "out": options.out,
         }
 

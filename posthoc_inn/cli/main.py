@@ -24,6 +24,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("posthoc_inn.cli.fit", "The same as fit: with no option, the embedded example."),
     "layers": ("posthoc_inn.cli.layers", "List a model's layers: output shapes, and which are true cuts."),
     "sample": ("posthoc_inn.cli.sample", "Draw images that a layer cannot tell apart from given ones."),
+    "edit": ("posthoc_inn.cli.edit", "Change a concept of images: take it from others, draw it anew, walk."),
+    "analyze": (
+        "posthoc_inn.cli.analyze",
+        "Analyse a fitted layer: relevance, attack, response, and more, in one report.",
+    ),
     "plugins": ("posthoc_inn.cli.plugins", "List what is registered, and by whom."),
     "doctor": ("posthoc_inn.cli.doctor", "Check this machine: versions, plugins, speed, disk space."),
 }

@@ -216,6 +216,11 @@ class LabelledFolder:
         self._labels = [file.relative_to(root).parts[0] for file in self._files.files] if self.classes else []
         self.number_by(self.classes)
 
+    @property
+    def files(self) -> list[str]:
+        """Names of the files, in their order: tables of attributes are matched by them."""
+        return [str(file) for file in self._files.files]
+
     def number_by(self, classes: Sequence[str]) -> None:
         """Number the labels by the order of `classes`."""
         self.classes = tuple(classes)

@@ -50,7 +50,7 @@ def findings(metrics: Mapping[str, Any]) -> list[Finding]:
         metrics: What `metrics.json` holds; parts that are missing, and figures that are None, are left out.
     """
     found: list[Finding] = []
-    for part in (_model, _samples, _invariances, _likelihood, _autoencoder):
+    for part in (_model, _samples, _concepts, _invariances, _likelihood, _autoencoder):
         found += part(metrics)
     return found
 
@@ -63,6 +63,30 @@ def percent(value: float, error: float | None = None) -> str:
     """
     spread = "" if error is None else f" ± {100 * error:.1f}"
     return f"{100 * value:.1f}{spread} %"
+
+
+def _concepts(metrics: Mapping[str, Any]) -> list[Finding]:
+    concepts = metrics.get("concepts") or {}
+    relevance = (concepts.get("relevance") or {}).get("concepts") or []
+    null = next((c for c in relevance if c["name"] == "(random)"), None)
+    found = []
+    for concept in relevance:
+        if concept["name"] in ("residual", "(random)") or concept["first_order"]["value"] is None:
+            continue
+        first, total = concept["first_order"], concept["total_effect"]
+        beside = "" if null is None else f" A random concept has {percent(max(0.0, null['first_order']['value']))}."
+        found.append(
+            Finding(
+                "Concepts",
+                f"{concept['name']}, explained by the layer",
+                percent(max(0.0, first["value"]), first["standard_error"]),
+                "Share of the concept's variance that the layer determines whatever v is (first order); the papers' "
+                "total effect (MSC eq. 20), which depends on t's choice of v, is "
+                f"{percent(max(0.0, total['value']))}.{beside}",
+                "info",
+            )
+        )
+    return found
 
 
 def _judge(value: float, limits: tuple[float, float], *, low_is_good: bool = False) -> Status:

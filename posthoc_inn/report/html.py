@@ -24,6 +24,7 @@ STAGES = {
     "features": "reading images, features z",
     "autoencoder": "training the autoencoder",
     "latents": "encoding images",
+    "e": "training e",
     "t": "training t",
     "measuring": "measuring",
     "writing": "bundle and pictures",
@@ -44,6 +45,7 @@ class ReportContent:
         row_labels: What the model predicts for each image.
         sample_labels: For each sample (B, N) what the model predicts where that differs, else "".
         v: Invariances of held-out images, any shape; None to leave the histogram out.
+        concepts: Sections about the concepts: heading, figure, caption.
         warnings: What a reader has to know before believing anything.
         settings: Name -> value, as given or chosen.
         files: Name -> path, relative to the report.
@@ -59,6 +61,7 @@ class ReportContent:
     row_labels: Sequence[str] = ()
     sample_labels: Sequence[Sequence[str]] = ()
     v: Tensor | None = None
+    concepts: Sequence[tuple[str, Figure, str]] = ()
     warnings: Sequence[str] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
@@ -87,6 +90,7 @@ def render(content: ReportContent) -> str:
         _warnings(content.warnings),
         _pictures(content),
         _findings(found),
+        *(_section(heading, _figure(figure, heading), _p(caption)) for heading, figure, caption in content.concepts),
         _invariances(content.metrics),
         _likelihood(content),
         _training(content.metrics),
@@ -279,6 +283,7 @@ def _training(metrics: Mapping[str, Any]) -> str:
     for key, name, unit in (
         ("classifier", "Your model", "cross-entropy, nats"),
         ("autoencoder", "The autoencoder", "loss, nats a value"),
+        ("e", "e", "nats an image"),
         ("t", "t", "nats an image"),
     ):
         history = training.get(key)

@@ -1,0 +1,175 @@
+"""`posthoc-inn analyze`: the papers' analyses, and plugins', of a fitted bundle, in one report."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from posthoc_inn.cli.edit import bundle_options
+from posthoc_inn.cli.options import KeyValue
+from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, UnknownNameError
+
+
+@click.command("analyze")
+@click.argument("names", nargs=-1)
+@click.option("--data", metavar="NAME|FOLDER", help="Images to ask about: a data set's held-out part, or a folder.")
+@click.option("--data-dir", type=click.Path(), help="Directory the data set is read from.")
+@click.option("--data-option", "data_options", type=KeyValue(), multiple=True, help="An option of the data set.")
+@click.option("--option", "own", type=KeyValue(), multiple=True, help="ANALYSIS.KEY=VALUE, an option of an analysis; "
+              "can be repeated.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="Directory for analysis.html and analysis.json.  "
+              "[default: analysis/ in the run]")  # fmt: skip
+@click.option("--list", "list_only", is_flag=True, help="List the analyses, and which of them this bundle allows.")
+@bundle_options
+def command(
+    names: tuple[str, ...],
+    bundle: Path,
+    data: str | None,
+    data_dir: str | None,
+    data_options: tuple[tuple[str, Any], ...],
+    own: tuple[tuple[str, Any], ...],
+    out: Path | None,
+    list_only: bool,
+    model: str | None,
+    weights: str | None,
+    device: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Analyse a fitted layer: all that the bundle allows, or those named.
+
+    Writes one report with a section each, its figure, what to conclude and what not, and all figures as JSON.
+
+    \b
+    posthoc-inn analyze --bundle runs/color-digits --data color-digits
+    posthoc-inn analyze attack edits --bundle runs/mine --data photos/ --option attack.epsilon=0.1
+    posthoc-inn analyze --bundle runs/mine --list
+    """  # noqa: D301 (click reads a real \b)
+    from posthoc_inn.cli.options import device_option
+    from posthoc_inn.plugins import get_plugin_manager
+
+    manager = get_plugin_manager()
+    problems = Problems("posthoc-inn analyze")
+    for name in names:
+        try:
+            manager.analyses.get(name)
+        except UnknownNameError as error:
+            problems.check(False, str(error).rstrip("."))
+    problems.check(list_only or data is not None, "--data is missing: images to ask about, such as those of the fit")
+    wrong = device_option(device)
+    problems.check(wrong is None, wrong or "")
+    problems.raise_if_any()
+
+    from posthoc_inn import __version__
+    from posthoc_inn.cli.sample import load
+    from posthoc_inn.report.analyses import write_analyses
+
+    where = bundle / "bundle" if (bundle / "bundle").is_dir() else bundle
+    interpreter, stored = load(where, model, weights, device)
+    has = {"t", *(["e"] if stored.concepts is not None else [])}
+    if list_only:
+        _list(manager, has, as_json)
+        return
+    wanted = list(names) or [n for n in manager.analyses.names() if set(_needs(manager, n)) <= has]
+    for name in wanted:
+        missing = sorted(set(_needs(manager, name)) - has)
+        if missing:
+            raise ConfigError(
+                f"The analysis {name} needs {' and '.join(missing)}, which this bundle lacks: fit with --concepts."
+            )
+    settings = _settings(own, wanted, manager)
+    images = _images(str(data), data_dir, dict(data_options), stored, seed)
+    sections = []
+    for name in wanted:
+        if not as_json:
+            click.echo(f"{name} ...", err=True)
+        sections.append(_run(manager, name, interpreter, images, seed, settings.get(name, {}), is_asked=bool(names)))
+    target = out or (bundle if (bundle / "bundle").is_dir() else bundle.parent) / "analysis"
+    lead = [f"Layer {stored.extractor['layer']} of {stored.model_class}; bundle {where}; images: {data}."]
+    page, plain = write_analyses(f"What {stored.extractor['layer']} knows", lead, sections, target, __version__)
+    if as_json:
+        click.echo(plain.read_text().rstrip())
+    else:
+        for section in sections:
+            click.echo(f"{section.title:28} {section.problem or f'{section.seconds:.1f} s'}")
+        click.echo(f"report    {page}   (open it in a browser)\nfigures   {plain}")
+
+
+def _needs(manager: Any, name: str) -> tuple[str, ...]:
+    return tuple(manager.analyses.get(name).metadata.get("needs") or ())
+
+
+def _list(manager: Any, has: set[str], as_json: bool) -> None:
+    rows = []
+    for name in manager.analyses.names():
+        metadata = manager.analyses.get(name).metadata
+        rows.append(
+            {
+                "name": name,
+                "description": metadata.get("description") or "",
+                "allowed": set(_needs(manager, name)) <= has,
+                "options": dict(metadata.get("options") or {}),
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['name']:28} {'' if row['allowed'] else '(needs --concepts) '}{row['description']}")
+        for key, told in row["options"].items():
+            click.echo(f"{'':30}{row['name']}.{key}: {told}")
+
+
+def _settings(own: tuple[tuple[str, Any], ...], wanted: list[str], manager: Any) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in own:
+        name, dot, option = key.rpartition(".")
+        if not dot or name not in wanted:
+            raise ConfigError(f"--option takes ANALYSIS.KEY=VALUE of an analysis that is run, got {key!r}.")
+        known = manager.analyses.get(name).metadata.get("options") or {}
+        if option not in known:
+            raise ConfigError(f"The analysis {name} has no option {option!r}; it has {', '.join(known) or 'none'}.")
+        found.setdefault(name, {})[option] = value
+    return found
+
+
+def _images(name: str, root: str | None, given: dict[str, Any], stored: Any, seed: int) -> Any:
+    """Return held-out images as the bundle's interpreter takes them, canonical or as the model eats them."""
+    from posthoc_inn.cli import sources
+    from posthoc_inn.images import BatchSource, apply_spec
+    from posthoc_inn.plugins import get_plugin_manager
+
+    manager = get_plugin_manager()
+    adapter = stored.adapter
+    if sources.is_folder(manager, name):
+        side = max(adapter.image_size, sources.needed_side(adapter.spec) or 0)
+        images = sources.folder_images(
+            Path(name), size=side, channels=adapter.channels, held_out=None, seed=seed, needed=None
+        ).held_out
+    else:
+        images = manager.build_dataset(name, root, train=False, seed=seed, **given)
+    if adapter.normalization is None:
+        return images
+    first = BatchSource(images, seed=seed).first(2000)
+    return apply_spec(first, adapter.spec)
+
+
+def _run(
+    manager: Any, name: str, interpreter: Any, images: Any, seed: int, settings: dict[str, Any], *, is_asked: bool
+) -> Any:
+    """Run one analysis; a problem of one that was not asked for by name is told in its section."""
+    from posthoc_inn.report.analyses import AnalysisSection, section_of
+
+    title = name.replace("-", " ").capitalize()
+    started = time.perf_counter()
+    try:
+        result = manager.analyses.get(name).factory()(interpreter, images, seed=seed, **settings)
+        return section_of(title, result, time.perf_counter() - started)
+    except PosthocInnError as error:
+        if is_asked:
+            raise
+        return AnalysisSection(title, problem=f"Left out: {error}")

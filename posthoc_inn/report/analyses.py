@@ -1,0 +1,137 @@
+"""One self-contained HTML file about analyses: a section each, with figure, caption and figures as a table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from posthoc_inn.drawing import to_data_uri
+from posthoc_inn.errors import DataError
+from posthoc_inn.report.style import CSS
+
+MAX_ROWS = 60
+"""Rows of figures a section shows; all of them are in the JSON file."""
+
+
+@dataclass(frozen=True)
+class AnalysisSection:
+    """One analysis, for a reader.
+
+    Attributes:
+        title: Its heading.
+        result: What `to_dict` returned.
+        caption: What to conclude and what not; "" where the result has none.
+        figure: Its picture, or None.
+        seconds: How long it took.
+        problem: Why there is no result, or "".
+    """
+
+    title: str
+    result: Mapping[str, Any] = field(default_factory=dict)
+    caption: str = ""
+    figure: Figure | None = None
+    seconds: float = 0.0
+    problem: str = ""
+
+
+def section_of(title: str, result: Any, seconds: float) -> AnalysisSection:
+    """Return the section of a result: any object with `to_dict`, and `figure` and `caption` where it has them."""
+    figure = result.figure() if callable(getattr(result, "figure", None)) else None
+    return AnalysisSection(title, result.to_dict(), str(getattr(result, "caption", "") or ""), figure, seconds)
+
+
+def render_analyses(heading: str, lead: Sequence[str], sections: Sequence[AnalysisSection], version: str = "") -> str:
+    """Return the whole HTML document; every text is escaped, and there is no script."""
+    body = [
+        f"<header><h1>{escape(heading)}</h1>" + "".join(f"<p class='lead'>{escape(t)}</p>" for t in lead) + "</header>"
+    ]
+    body += [_section(section) for section in sections]
+    told = f" {escape(version)}" if version else ""
+    return (
+        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; img-src data:; "
+        "style-src 'unsafe-inline'\">"
+        f"<title>{escape(heading)}</title><style>{CSS}</style></head>\n<body><main>\n"
+        + "\n".join(body)
+        + f"\n<footer>Made by posthoc_inn{told}. MSC: Making Sense of CNNs (ECCV 2020). IIN: A Disentangling "
+        "Invertible Interpretation Network (CVPR 2020). This file is complete in itself and contains no "
+        "script.</footer>\n"
+        "</main></body></html>\n"
+    )
+
+
+def write_analyses(
+    heading: str, lead: Sequence[str], sections: Sequence[AnalysisSection], out: Path, version: str = ""
+) -> tuple[Path, Path]:
+    """Write analysis.html and analysis.json to the directory `out`, each replaced at once.
+
+    Raises:
+        DataError: They cannot be written.
+    """
+    facts = {
+        s.title: {**s.result, "seconds": round(s.seconds, 3)} if not s.problem else {"problem": s.problem}
+        for s in sections
+    }
+    texts = {
+        out / "analysis.html": render_analyses(heading, lead, sections, version),
+        out / "analysis.json": json.dumps(facts, indent=1, allow_nan=False) + "\n",
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"The analyses cannot be written to {out}: {error}.") from error
+    html, plain = texts
+    return html, plain
+
+
+def _section(section: AnalysisSection) -> str:
+    parts = [f"<h2>{escape(section.title)}</h2>"]
+    if section.problem:
+        parts.append(f"<p class='poor'>{escape(section.problem)}</p>")
+    if section.figure is not None:
+        parts.append(f"<figure><img alt='{escape(section.title)}' src='{to_data_uri(section.figure)}'></figure>")
+    if section.caption:
+        parts.append(f"<p>{escape(section.caption)}</p>")
+    rows = list(_rows(section.result))
+    if rows:
+        cells = "".join(
+            f"<tr><th scope='row'>{escape(n)}</th><td class='n'>{escape(v)}</td></tr>" for n, v in rows[:MAX_ROWS]
+        )
+        more = f"<p class='soft'>{len(rows) - MAX_ROWS} more in analysis.json.</p>" if len(rows) > MAX_ROWS else ""
+        table = f"<div class='scroll'><table>{cells}</table></div>{more}"
+        parts.append(f"<details><summary>Figures ({len(rows)})</summary>{table}</details>")
+    return "<section>" + "\n".join(parts) + "</section>"
+
+
+def _rows(value: Any, name: str = "") -> Any:
+    """Yield (path, text) for every leaf; lists of numbers stay together."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _rows(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and any(isinstance(v, (Mapping, list)) for v in value):
+        for k, inner in enumerate(value):
+            own = inner.get("name", k) if isinstance(inner, Mapping) else k
+            yield from _rows(inner, f"{name}.{own}")
+    else:
+        yield name, _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        shown = ", ".join(_text(v) for v in value[:12])
+        return shown + (f", ... ({len(value)})" if len(value) > 12 else "")
+    return "–" if value is None else str(value)

@@ -1,0 +1,283 @@
+"""Concepts through the facade: fit, factors, edits, walks, directions, relevance, save and load."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from posthoc_inn import Interpreter, untouched
+from posthoc_inn.concepts import AttributeSource, GivenPairs
+from posthoc_inn.config import ConceptConfig, FitConfig, FlowConfig, ImageSpec, TrainConfig
+from posthoc_inn.datasets import ColorDigits
+from posthoc_inn.errors import ConfigError, DataError, NotFittedError, ShapeError, UnknownNameError
+
+STEPS = {"batch_size": 32, "eval_every": 4, "checkpoint_every": 4, "patience": 0}
+TINY = FitConfig(
+    preset="tiny", latent_dim=8, autoencoder_width=8, context_dim=8, conditioner_width=8, conditioner_depth=1,
+    flow=FlowConfig(dim=8, context_dim=8, blocks=2, width=8),
+    autoencoder_training=TrainConfig(steps=8, **STEPS), flow_training=TrainConfig(steps=8, **STEPS),
+    concepts=ConceptConfig(blocks=2, width=8, training=TrainConfig(steps=8, **STEPS)),
+)  # fmt: skip
+SPEC = ImageSpec(size=(28, 28), mean=(0.5,), std=(0.5,))
+
+
+class Digits(ColorDigits):
+    def __len__(self):
+        return 200
+
+    def attribute_table(self):
+        return {"digit": self.digits[:200], "background": self.background[:200]}
+
+
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 5, 4), nn.ReLU(), nn.Conv2d(4, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 10)
+        ).eval()
+
+
+def interpreter(model=None, **more):
+    given = {"spec": SPEC, "preset": TINY, "precision": "32"} | more
+    return Interpreter(model if model is not None else network(), "2", **given)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    it = interpreter()
+    with untouched(it.model):
+        it.fit(Digits(), concepts=["digit", "background"])
+    return it
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.stack([Digits()[k][0] for k in range(6)])
+
+
+def test_e_is_fitted_with_the_rest_and_t_works_on_its_factors(fitted):
+    assert fitted.concepts_.names == ("digit", "background", "(random)")
+    assert fitted.flow_.base is fitted.concepts_.flow
+    metrics = fitted.metrics_["concepts"]
+    assert sum(metrics["sizes"]) == 8
+    assert set(metrics["scores"]) == {"digit", "background", "(random)"}
+    assert [c["name"] for c in metrics["relevance"]["concepts"]] == ["residual", "digit", "background", "(random)"]
+    assert fitted.metrics_["training"]["e"]["rows"]
+    assert set(fitted.metrics_["seconds"]) >= {"e", "t", "autoencoder"}
+
+
+def test_held_out_pairs_are_pairs_of_held_out_images(fitted):
+    # A tenth is held out: 20 images, of which each concept has pairs.
+    assert fitted.metrics_["images"] == {"train": 180, "held_out": 20}
+
+
+FORMS = {
+    "labels": "labels",
+    "attributes": "attributes",
+    "names": "digit, background",
+    "mapping": {"digit": Digits().digits[:200]},
+    "pairs": GivenPairs({"x": [(0, 1), (2, 3), (5, 9), (11, 12)]}),
+}
+
+
+@pytest.mark.parametrize("concepts", FORMS.values(), ids=FORMS)
+def test_concepts_come_in_many_forms(concepts):
+    it = interpreter().fit(Digits(), concepts=concepts, evaluate=False)
+    assert it.concepts_.names[-1] == "(random)"
+    assert len(it.concepts_.names) >= 2
+
+
+def test_a_shuffling_loader_is_read_in_order_so_that_images_keep_their_names():
+    it = interpreter().fit(DataLoader(Digits(), batch_size=16, shuffle=True), concepts=["digit"], evaluate=False)
+    cache = it.rows_.train
+    order = cache["image"].rows(torch.arange(len(cache)))
+    assert torch.equal(order, torch.arange(180))
+
+
+def test_labels_go_with_their_rows_whatever_the_order():
+    loader = DataLoader(Digits(), batch_size=16, shuffle=True)
+    it = interpreter().fit(loader, held_out=Digits(train=False), concepts="labels", evaluate=False)
+    assert it.concepts_.names == ("class", "(random)")
+
+
+@pytest.mark.parametrize(
+    ("concepts", "error", "match"),
+    [
+        (["digits"], UnknownNameError, "no attribute 'digits'"),
+        ("nonsense", UnknownNameError, "no concept source and no attribute 'nonsense'"),
+        ({"x": [1] * 200}, DataError, "'x' has one value only"),
+        ({"x": [0, 0, 1, 1]}, DataError, "4 rows, the data 200 images"),
+        (5, ConfigError, "concepts must be"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_before_training(concepts, error, match, tmp_path):
+    it = interpreter()
+    with pytest.raises(error, match=match):
+        it.fit(Digits(), concepts=concepts, out=tmp_path / "run")
+    assert not hasattr(it, "autoencoder_")
+    assert not (tmp_path / "run").exists()
+
+
+def test_factors_have_names_and_widths(fitted, images):
+    factors = fitted.factors(images)
+    assert list(factors) == ["residual", "digit", "background", "(random)"]
+    assert [f.shape[1] for f in factors.values()] == list(fitted.concepts_.factor_dims)
+
+
+def test_edits_change_one_factor_and_are_pictures(fitted, images):
+    swapped = fitted.edit(images, "background", source=images.roll(1, 0))
+    assert swapped.shape == (6, 3, 28, 28)
+    assert fitted.edit(images, "digit", source=images[:1]).shape == (6, 3, 28, 28)
+    drawn = fitted.edit(images, ["digit", "residual"], n=3, seed=1)
+    assert drawn.shape == (6, 3, 3, 28, 28)
+    assert torch.equal(drawn, fitted.edit(images, ["digit", "residual"], n=3, seed=1))
+    own = fitted.factors(images)["digit"]
+    kept = fitted.edit(images, "digit", value=own)
+    assert torch.allclose(kept, fitted.pipeline.decode(fitted.pipeline.encode(images)[0]), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "match"),
+    [
+        ({}, ConfigError, "exactly one of source="),
+        ({"n": 2, "value": torch.zeros(1)}, ConfigError, "exactly one of source="),
+        ({"n": 0}, ConfigError, "n must be at least 1"),
+        ({"value": torch.zeros(99)}, ShapeError, "has shape"),
+    ],
+)
+def test_wrong_edits_are_refused(fitted, images, given, error, match):
+    with pytest.raises(error, match=match):
+        fitted.edit(images, "digit", **given)
+    with pytest.raises(UnknownNameError, match="no concept 'shape'"):
+        fitted.edit(images, "shape", n=1)
+
+
+def test_walks_end_where_they_should(fitted, images):
+    ends = [fitted.pipeline.decode(fitted.pipeline.encode(part)[0]) for part in (images[:3], images[3:])]
+    for kind in ("linear", "spherical"):
+        path = fitted.walk(images[:3], images[3:], steps=5, kind=kind)
+        assert path.shape == (3, 5, 3, 28, 28)
+        assert torch.allclose(path[:, 0], ends[0], atol=1e-4)
+        assert torch.allclose(path[:, -1], ends[1], atol=1e-4)
+    direction = fitted.direction(images[:3], images[3:], concept="digit")
+    part = fitted.concepts_.part("digit")
+    assert direction[part].abs().sum() > 0
+    assert direction.abs().sum() == direction[part].abs().sum()
+    along = fitted.walk(images, direction=direction, amounts=[0.0, 1.0])
+    assert along.shape == (6, 2, 3, 28, 28)
+    with pytest.raises(ConfigError, match="Give either to="):
+        fitted.walk(images)
+
+
+def test_relevance_is_asked_of_images(fitted):
+    found = fitted.concept_relevance(Subset(Digits(train=False), range(60)), samples=300)
+    assert found.images * found.draws <= 300
+    assert {c.name for c in found.concepts} == {"residual", "digit", "background", "(random)"}
+
+
+def test_without_concepts_everything_says_what_to_do(images):
+    it = interpreter().fit(Digits(), evaluate=False)
+    for ask in (
+        lambda: it.factors(images),
+        lambda: it.edit(images, "digit", n=1),
+        lambda: it.concept_relevance(images),
+    ):
+        with pytest.raises(NotFittedError, match=r"fit\(loader, concepts=\.\.\.\), or fit_concepts"):
+            ask()
+
+
+def test_e_comes_back_with_the_bundle(fitted, images, tmp_path):
+    fitted.save(tmp_path / "run")
+    loaded = Interpreter.load(tmp_path / "run", model=network())
+    assert torch.equal(loaded.edit(images, "digit", n=2), fitted.edit(images, "digit", n=2))
+    assert torch.equal(loaded.sample(images, n=2), fitted.sample(images, n=2))
+    assert loaded.flow_.base is loaded.concepts_.flow
+
+
+def test_e_can_be_fitted_later_over_latents_or_over_z(images, tmp_path):
+    it = interpreter().fit(Digits(), evaluate=False)
+    later = it.fit_concepts(Digits(), ["digit"], steps=4)
+    assert it.concepts_ is later.model
+    over_z = it.fit_concepts(Digits(), ["digit"], space="z", steps=4)
+    assert over_z.model.shape == (4, 2, 2)
+    assert it.concepts_ is later.model
+    z = it.pipeline.features(images)
+    assert torch.allclose(over_z.model.inverse(over_z.model.factors(z)), z, atol=1e-3)
+    density = it.fit_concepts(Digits(), None, steps=4)
+    assert density.model.names == ()
+    assert it.concepts_ is later.model
+    # t was fitted without e: the bundle keeps both.
+    it.save(tmp_path / "run")
+    assert Interpreter.load(tmp_path / "run", model=network()).flow_.base is None
+
+
+def test_a_trained_e_is_shared_with_another_layer(fitted):
+    other = Interpreter(
+        network(), "0", spec=SPEC, preset=TINY, precision="32", autoencoder=fitted.autoencoder_,
+        concepts=fitted.concepts_,
+    ).fit(Digits(), evaluate=False)  # fmt: skip
+    assert other.flow_.base is fitted.concepts_.flow
+    with pytest.raises(ConfigError, match="needs the trained autoencoder"):
+        interpreter(concepts=fitted.concepts_)
+    with pytest.raises(ConfigError, match="has a trained e already"):
+        other.fit(Digits(), concepts=["digit"])
+
+
+class WithImages:
+    """A source that brings images of its own."""
+
+    names = ("bright",)
+
+    def __init__(self, data):
+        self.count = len(data)
+        self.extra = [(data[k][0] * 0.5) for k in range(30)]
+
+    def pairs(self, n, *, seed):
+        index = torch.randint(30, (n,), generator=torch.Generator().manual_seed(seed))
+        return index, self.count + index, torch.tensor([[True, False]]).repeat(n, 1)
+
+
+def test_images_of_a_sources_own_are_encoded_too():
+    it = interpreter().fit(Digits(), held_out=Digits(train=False), concepts=WithImages(Digits()), evaluate=False)
+    assert it.concepts_.names == ("bright", "(random)")
+
+
+def test_a_resumed_fit_with_concepts_ends_the_same(tmp_path):
+    whole = interpreter().fit(Digits(), concepts=["digit"], evaluate=False)
+    it = interpreter()
+    reporter = Stop()
+    with pytest.raises(KeyboardInterrupt):
+        it.fit(Digits(), concepts=["digit"], out=tmp_path, evaluate=False, progress=reporter)
+    again = interpreter().fit(Digits(), concepts=["digit"], out=tmp_path, resume=True, evaluate=False)
+    for one, other in zip(whole.flow_.state_dict().values(), again.flow_.state_dict().values(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+from posthoc_inn.progress import Reporter  # noqa: E402
+
+
+class Stop(Reporter):
+    """Ctrl-C in the middle of e."""
+
+    def stage(self, name, total):
+        self.now = name
+
+    def advance(self, done, figures=None):
+        if self.now == "e" and done == 5:
+            raise KeyboardInterrupt
+
+
+def test_attributes_of_held_out_data_are_its_own():
+    it = interpreter().fit(Digits(), held_out=Digits(train=False), concepts=["digit"], evaluate=False)
+    assert isinstance(it.concept_fit_.scores["digit"], float)
+    source = AttributeSource({"digit": Digits().digits[:200]})
+    notes = []
+
+    class Notes(Reporter):
+        def note(self, text):
+            notes.append(text)
+
+    interpreter().fit(Digits(), held_out=Digits(train=False), concepts=source, evaluate=False, progress=Notes())
+    assert not any("measured on training pairs" in n for n in notes)
