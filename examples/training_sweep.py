@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500, help="steps of t at each checkpoint")
     parser.add_argument("--draws", type=int, default=2, help="colourings of each digit")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--jobs", type=int, default=1, help="checkpoints at a time, each in a process with one thread")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, to see that it runs")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -84,9 +87,14 @@ def main() -> None:
     usual = preset("default")
     # On the factors of e half the blocks are enough.
     config = usual.replace(flow=usual.flow.replace(blocks=4))
+    executor = None
+    if arguments.jobs > 1:
+        executor = ProcessPoolExecutor(
+            arguments.jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+        )
     result = training_sweep(
         untrained(1), checkpoints, LAYER, digits(arguments.data_dir, train=True, draws=arguments.draws),
-        held_out=digits(arguments.data_dir, train=False), concepts=CONCEPTS, out=out, spec=SPEC, preset=config, fit=few,
+        held_out=digits(arguments.data_dir, train=False), concepts=CONCEPTS, out=out, spec=SPEC, preset=config, fit=few, executor=executor,
         seed=0,
     )  # fmt: skip
     (out / "figure4.png").write_bytes(to_png(result.figure()))

@@ -381,7 +381,7 @@ class FitConfig(Config):
     autoencoder_training: TrainConfig
     flow_training: TrainConfig
     concepts: ConceptConfig = ConceptConfig()
-    interaction_weight: float = 1.0
+    interaction_weight: float = 3.0
 
     def _check(self, problems: Problems) -> None:
         problems.check(

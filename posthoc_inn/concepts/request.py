@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,15 @@ def _by_name(name: str, data: Any, seed: int, options: Mapping[str, Any]) -> Con
     wrong = sorted(set(options) - set(known))
     if wrong:
         raise ConfigError(f"The concept source {name} has no option {wrong[0]!r}; it has {', '.join(known) or 'none'}.")
-    built: ConceptSource = registry.get(name).factory(underlying(data), seed=seed, **options)
+    factory = registry.get(name).factory
+    try:
+        inspect.signature(factory).bind(underlying(data), seed=seed, **options)
+    except TypeError as error:
+        told = "; ".join(f"{key}: {text}" for key, text in known.items())
+        raise ConfigError(
+            f"The concept source {name} cannot be made: {error}. Its options: {told or 'none'}."
+        ) from None
+    built: ConceptSource = factory(underlying(data), seed=seed, **options)
     return built
 
 
