@@ -94,8 +94,8 @@ def main() -> None:
         )
     result = training_sweep(
         untrained(1), checkpoints, LAYER, digits(arguments.data_dir, train=True, draws=arguments.draws),
-        held_out=digits(arguments.data_dir, train=False), concepts=CONCEPTS, out=out, spec=SPEC, preset=config, fit=few, executor=executor,
-        seed=0,
+        held_out=digits(arguments.data_dir, train=False), concepts=CONCEPTS, out=out, spec=SPEC, preset=config,
+        fit=few, executor=executor, seed=0,
     )  # fmt: skip
     (out / "figure4.png").write_bytes(to_png(result.figure()))
     (out / "table.md").write_text(result.table() + "\n")

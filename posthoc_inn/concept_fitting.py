@@ -183,6 +183,15 @@ def estimate_sizes(rows: Rows, pairs: RowPairs, *, seed: int = 0) -> tuple[tuple
     return factor_sizes(scores, rows.dim), scores
 
 
+def build_factor_flow(config: ConceptConfig, sizes: Sequence[int], seed: int) -> FactorFlow:
+    """Return an untrained e with factors of the given widths, residual first."""
+    flow = FlowConfig(
+        dim=sum(sizes), blocks=config.blocks, width=config.width, depth=config.depth, dropout=config.dropout,
+        activation=config.activation, separate_nets=config.separate_nets, seed=seed,
+    )  # fmt: skip
+    return FactorFlow(flow, sizes)
+
+
 def fit_concepts(
     bound: BoundConcepts,
     rows: Rows,
@@ -235,13 +244,7 @@ def fit_concepts(
     if len(sizes) != len(names) + 1 or sum(sizes) != rows.dim or min(sizes) < 1:
         told = ", ".join(("residual", *names))
         raise ConfigError(f"sizes must be {len(names) + 1} widths ({told}) that add up to {rows.dim}, got {sizes}.")
-    flow = FactorFlow(
-        FlowConfig(
-            dim=rows.dim, blocks=config.blocks, width=config.width, depth=config.depth, dropout=config.dropout,
-            activation=config.activation, separate_nets=config.separate_nets, seed=seed,
-        ),
-        sizes,
-    ).to(device)  # fmt: skip
+    flow = build_factor_flow(config, sizes, seed).to(device)
     generator = torch.Generator().manual_seed(seed)
     some = torch.randperm(len(rows), generator=generator)[:INITIALIZATION_ROWS]
     flow.initialize(rows.drawn(some, generator).to(device))

@@ -21,7 +21,15 @@ from torch import Tensor
 
 from posthoc_inn.autoencoders import Autoencoder, TrainableAutoencoder
 from posthoc_inn.cache import DEFAULT_BUDGET, Cache
-from posthoc_inn.concept_fitting import BoundConcepts, ConceptFit, ConceptRequest, bind, fit_concepts, rows_of
+from posthoc_inn.concept_fitting import (
+    BoundConcepts,
+    ConceptFit,
+    ConceptRequest,
+    bind,
+    build_factor_flow,
+    fit_concepts,
+    rows_of,
+)
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import ConditionerConfig, FitConfig
 from posthoc_inn.errors import DataError
@@ -32,6 +40,7 @@ from posthoc_inn.pipeline import CHUNK, InputAdapter, Pipeline
 from posthoc_inn.progress import Reporter
 from posthoc_inn.reading import RowReader
 from posthoc_inn.training import History, train
+from posthoc_inn.training.factors import FactorLoss
 from posthoc_inn.training.tasks import AutoencoderLoss, AutoencoderTask, FlowLoss, FlowTask
 from posthoc_inn.training.threads import MIN_IMAGES, MIN_STEPS, fastest, thread_counts, time_threads, using_threads
 
@@ -165,6 +174,9 @@ class Fit:
         if not self.autoencoder_is_fitted:
             steps = config.autoencoder_training.steps
             seconds["autoencoder"] = steps * self._pace("autoencoder", self._autoencoder_step(), steps)
+        if self.concepts is not None and self.concepts.space == "z_bar":
+            steps = config.concepts.training.steps
+            seconds["e"] = steps * self._pace("e", self._concept_step(), steps)
         steps = config.flow_training.steps
         seconds["t"] = steps * self._pace("t", self._flow_step(row["z"]), steps)
         parameters = sum(p.numel() for m in (self.autoencoder, self.flow) for p in m.parameters())
@@ -186,11 +198,19 @@ class Fit:
             else f"; {rows * row_bytes / 2**30:.1f} GiB of cached rows"
             + (" on disk while it runs" if self.out is not None else "")
         )
+        told_concepts: tuple[str, ...] = ()
+        if self.concepts is not None:
+            concepts = ", ".join(getattr(self.concepts.source, "names", None) or ("those of the labels",))
+            told_concepts = (
+                f"e            {concepts}: {config.concepts.blocks} blocks of width {config.concepts.width}, "
+                f"{config.concepts.training.steps:,} steps of {config.concepts.training.batch_size} pairs",
+            )
         lines = (
             f"layer        {self.extractor.layer}: z has shape {z}",
             f"images       {count}" + (f" × {self.draws} draws" if self.draws > 1 else "") + on_disk,
             f"autoencoder  {self.autoencoder.config.kind}, {adapter.image_size} px, {adapter.channels} channels, "
             f"latent {config.latent_dim}{own}",
+            *told_concepts,
             f"t            preset {config.preset}: {config.flow.blocks} blocks of width {config.flow.width}, "
             f"{sum(p.numel() for p in self.flow.parameters()) / 1e6:.1f} M parameters, "
             f"{config.flow_training.steps:,} steps of {config.flow_training.batch_size}",
@@ -238,6 +258,25 @@ class Fit:
 
         return step
 
+    def _concept_step(self) -> Callable[[], None]:
+        """Return a function that takes one training step of an e of the size that is to be fitted."""
+        config, dim = self.config.concepts, self.config.latent_dim
+        flow = build_factor_flow(config, (dim - 1, 1), self.config.flow.seed).to(self.device)
+        generator = torch.Generator().manual_seed(0)
+        a, b = torch.randn(2, config.training.batch_size, dim, generator=generator).to(self.device)
+        flow.initialize(a)
+        set_compute_dtype(flow, torch.bfloat16 if self.precision == "bf16" else None)
+        loss = FactorLoss(flow, config.rho).train()
+        optimizer = torch.optim.Adam(loss.parameters(), fused=True)
+        shared = torch.tensor([False, True], device=self.device)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            loss(a, b, shared).backward()
+            optimizer.step()
+
+        return step
+
     def _flow_step(self, z: Tensor) -> Callable[[], None]:
         """Return a function that takes one training step of a copy of t, for features z (B, *z_shape)."""
         flow = copy.deepcopy(self.flow)
@@ -279,7 +318,12 @@ class Fit:
         self._stage("latents", lambda: self._encode(train_rows, held_rows, extra_rows))
         found = None
         if bound is not None:
-            found = self._stage("e", lambda: self._fit_concepts(bound, train_rows, held_rows, extra_rows))
+            steps = self.config.concepts.training.steps
+            found = self._stage(
+                "e",
+                lambda: self._fit_concepts(bound, train_rows, held_rows, extra_rows),
+                lambda: steps >= MIN_STEPS and self._pace("e", self._concept_step(), steps),
+            )
             self._count(found.history, "e")
             self.on_stage("e", found.history.to_dict())
             if bound.space == "z_bar" and bound.source is not None:

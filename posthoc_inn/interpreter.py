@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from posthoc_inn import analysis
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
 from posthoc_inn.bundle import Bundle, load_bundle, save_bundle
-from posthoc_inn.concept_questions import ConceptQuestions, is_share, of_length, request
+from posthoc_inn.concept_questions import ConceptQuestions, is_share, request
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, Precision, preset
 from posthoc_inn.errors import (
@@ -28,29 +28,12 @@ from posthoc_inn.features import LayerExtractor
 from posthoc_inn.fingerprint import describe_tensors, fingerprint
 from posthoc_inn.fitting import Fit, FitResult, Plan
 from posthoc_inn.hookspecs import FitEvent
-from posthoc_inn.images import BatchSource, recognize_normalization, split
-from posthoc_inn.pipeline import InputAdapter, Pipeline
+from posthoc_inn.images import BatchSource, split
+from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.plugins import get_plugin_manager
+from posthoc_inn.preparing import check_space, configured, make_adapter, make_autoencoder
 from posthoc_inn.progress import Reporter, make_reporter
 from posthoc_inn.training.precision import check_precision, choose_device, choose_precision
-
-
-def choose_image_size(height: int, width: int) -> int:
-    """Return the built-in autoencoder's image size for pictures of a given size: 28, 32, 64 or 128 pixels.
-
-    >>> [choose_image_size(s, s) for s in (8, 28, 32, 50, 224)]
-    [28, 28, 32, 64, 128]
-    """
-    side = min(height, width)
-    return next((size for size, limit in ((28, 28), (32, 40), (64, 96)) if side <= limit), 128)
-
-
-def _check_space(concepts: ConceptModel, latent_dim: int) -> None:
-    if concepts.space != "z_bar" or concepts.shape != (latent_dim,):
-        raise ConfigError(
-            f"This e is over {concepts.space} of shape {concepts.shape}; the autoencoder's latents have shape "
-            f"({latent_dim},). Give the e that was fitted over them."
-        )
 
 
 class Interpreter(ConceptQuestions):
@@ -123,7 +106,7 @@ class Interpreter(ConceptQuestions):
         if concepts is not None:
             if not isinstance(autoencoder, nn.Module):
                 raise ConfigError("A trained e needs the trained autoencoder that it was fitted over: give both.")
-            _check_space(concepts, as_autoencoder(autoencoder).latent_dim)
+            check_space(concepts, as_autoencoder(autoencoder).latent_dim)
             self.concepts_ = concepts
         self.device, self.precision, self.seed = device, precision, seed
         self.extractor = LayerExtractor(model, layer, output=output, call=call, tokens=tokens, prediction=prediction)
@@ -312,17 +295,19 @@ class Interpreter(ConceptQuestions):
         for note in source.notes:
             reporter.note(note)
         device = choose_device(self.device, like=self.model)
-        self.adapter_ = self._adapter(source, reporter)
+        self.adapter_ = make_adapter(
+            source, self.autoencoder, spec=self.spec, mean=self.mean, std=self.std, image_size=self.image_size,
+            reporter=reporter,
+        )  # fmt: skip
         example = source.first(4).to(device)
         self.probe_ = self.extractor.probe(self.adapter_.to_model(example))
         if self.probe_.note:
             reporter.note(self.probe_.note)
-        autoencoder, is_fitted = self._autoencoder(self.adapter_)
-        config = self._preset
-        config = self._configured(config, autoencoder, source.length, draws, epochs, steps, autoencoder_steps)
-        if concept_steps is not None:
-            own = config.concepts
-            config = config.replace(concepts=own.replace(training=of_length(own.training, concept_steps)))
+        autoencoder, is_fitted = make_autoencoder(self.autoencoder, self._preset, self.adapter_, self.seed)
+        config = configured(
+            self._preset, autoencoder, length=source.length, draws=draws, epochs=epochs, steps=steps,
+            autoencoder_steps=autoencoder_steps, concept_steps=concept_steps, seed=self.seed,
+        )  # fmt: skip
         return Fit(
             extractor=self.extractor,
             adapter=self.adapter_,
@@ -345,64 +330,6 @@ class Interpreter(ConceptQuestions):
 
     def _concept_config(self) -> ConceptConfig:
         return self._preset.concepts
-
-    def _adapter(self, source: BatchSource, reporter: Reporter) -> InputAdapter:
-        channels, height, width = source.image_shape
-        if isinstance(self.autoencoder, nn.Module):
-            shape = as_autoencoder(self.autoencoder).config
-            size, picture_channels = shape.size, shape.channels
-        elif isinstance(self.autoencoder, AutoencoderConfig):
-            size, picture_channels = self.autoencoder.size, self.autoencoder.channels
-        else:
-            size, picture_channels = self.image_size or choose_image_size(height, width), channels
-        if self.spec is not None:
-            # Pictures have the autoencoder's size: they must reach the model at the size the images did.
-            spec = self.spec if self.spec.size is not None else self.spec.replace(size=(height, width))
-            return InputAdapter(spec, None, size, picture_channels)
-        found = recognize_normalization(source, mean=self.mean, std=self.std)
-        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (found.mean, found.std))
-        reporter.note(f"images are taken as normalised with mean {mean} and std {std}: {found.source}")
-        spec = ImageSpec(size=(height, width), mean=found.mean, std=found.std, channels=channels)
-        return InputAdapter(spec, found, size, picture_channels)
-
-    def _autoencoder(self, adapter: InputAdapter) -> tuple[Autoencoder, bool]:
-        """Return the autoencoder, and whether it needs no training."""
-        if isinstance(self.autoencoder, nn.Module):
-            return as_autoencoder(self.autoencoder), True
-        config = self._preset
-        wanted = self.autoencoder or AutoencoderConfig(
-            size=adapter.image_size,
-            channels=adapter.channels,
-            latent_dim=config.latent_dim,
-            width=config.autoencoder_width,
-            seed=self.seed,
-        )
-        manager = get_plugin_manager()
-        built: nn.Module = manager.build(manager.autoencoders, wanted.kind, wanted)
-        return as_autoencoder(built), not hasattr(built, "loss")
-
-    def _configured(
-        self,
-        config: FitConfig,
-        autoencoder: Autoencoder,
-        length: int | None,
-        draws: int,
-        epochs: float | None,
-        steps: int | None,
-        autoencoder_steps: int | None,
-    ) -> FitConfig:
-        dim = autoencoder.latent_dim
-        config = config.replace(latent_dim=dim, flow=config.flow.replace(dim=dim)).with_seed(self.seed)
-        training = config.flow_training
-        if epochs is not None:
-            if length is None:
-                raise ConfigError("epochs needs data of a known length; give steps instead.")
-            steps = max(1, round(epochs * length * draws / training.batch_size))
-        if steps is not None:
-            config = config.replace(flow_training=of_length(training, steps))
-        if autoencoder_steps is not None:
-            config = config.replace(autoencoder_training=of_length(config.autoencoder_training, autoencoder_steps))
-        return config
 
     def _learned(self, fit: Fit, result: FitResult) -> None:
         self.autoencoder_: Autoencoder = result.autoencoder

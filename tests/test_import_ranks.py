@@ -41,6 +41,7 @@ RANKS = {
     "bundle": 4.5,
     "concept_fitting": 4.3,
     "reading": 4.2,
+    "preparing": 4.2,
     "fitting": 4.5,
     "analysis": 5,
     "concept_questions": 5.5,

@@ -22,9 +22,10 @@ from posthoc_inn.config import TrainConfig
 from posthoc_inn.errors import DataError, LayerNotFoundError, PosthocInnError
 from posthoc_inn.fitting import Plan
 from posthoc_inn.images import BatchSource, apply_spec
-from posthoc_inn.interpreter import Interpreter, choose_image_size
+from posthoc_inn.interpreter import Interpreter
 from posthoc_inn.pipeline import is_classification
 from posthoc_inn.plugins import get_plugin_manager
+from posthoc_inn.preparing import choose_image_size
 from posthoc_inn.training.classifier import CLASSIFIER_TRAINING, chance, classes_of
 from posthoc_inn.training.precision import choose_precision
 

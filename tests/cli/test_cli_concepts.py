@@ -142,7 +142,8 @@ def test_wrong_questions_are_told_in_a_line(ask, with_concepts, pictures, argume
 
 def test_wrong_concepts_are_told_before_anything_is_written(ask, quick, pictures, tmp_path):
     out = tmp_path / "run"
-    for concepts, told in (("nonsense", "nonsense"), ("none.csv", "cannot be read"), ("sketches", "missing a required argument: 'sketch_a'")):
+    wrong = {"nonsense": "nonsense", "none.csv": "cannot be read", "sketches": "a required argument: 'sketch_a'"}
+    for concepts, told in wrong.items():
         answer = ask("fit", *quick, "--data", pictures, "--out", out, "--concepts", concepts)
         assert answer.code == 1, concepts
         assert told in answer.err
