@@ -22,6 +22,7 @@ from color_mnist import LAYER, SPEC, digits, train_classifier, untrained
 from posthoc_inn import Interpreter
 from posthoc_inn.config import preset
 from posthoc_inn.drawing import picture_grid, to_png
+from posthoc_inn.report.analyses import section_of, write_analyses
 from posthoc_inn.sweep import SweepResult, training_sweep
 from posthoc_inn.weights import load_weights
 
@@ -99,6 +100,8 @@ def main() -> None:
     )  # fmt: skip
     (out / "figure4.png").write_bytes(to_png(result.figure()))
     (out / "table.md").write_text(result.table() + "\n")
+    write_analyses("What a SqueezeNet learns to see", [f"Layer {LAYER}, ColorMNIST, {len(result.points)} checkpoints."],
+                   [section_of("Training sweep", result, 0.0)], out)  # fmt: skip
     for step in steps[1 :: max(1, len(steps) - 3)][:2] if arguments.smoke else (4000, 36_000):
         samples(out, checkpoints, float(step), arguments.data_dir)
     found = bars(result)

@@ -285,13 +285,22 @@ class Fit:
         flow.conditioner.fit_standardization([z])
         latents = torch.randn(size, self.config.latent_dim, generator=torch.Generator().manual_seed(0)).to(self.device)
         flow.initialize(latents, z)
+        if flow.base is None and self.concepts is not None and self.concepts.space == "z_bar":
+            # e is not trained yet; it takes as long untrained.
+            base = build_factor_flow(self.config.concepts, (latents.shape[1] - 1, 1), 0).to(self.device)
+            base.initialize(latents)
+            flow.set_base(base)
         self._set_precision(flow)
-        loss = FlowLoss(flow).train()
-        optimizer = torch.optim.Adam(loss.parameters(), fused=True)
+        loss = FlowLoss(flow, self._interaction_weight(flow)).train()
+        optimizer = torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], fused=True)
+        v = None
+        if flow.base is not None:
+            drawn = torch.randn(2, max(1, size // 4), latents.shape[1], generator=torch.Generator().manual_seed(1))
+            v = drawn.to(self.device)
 
         def step() -> None:
             optimizer.zero_grad()
-            loss(z, latents, torch.ones_like(latents), torch.zeros_like(latents)).backward()
+            loss(z, latents, torch.ones_like(latents), torch.zeros_like(latents), v).backward()
             optimizer.step()
 
         return step
@@ -432,6 +441,9 @@ class Fit:
         for part in (flow.flow, flow.conditioner):
             set_compute_dtype(part, torch.bfloat16 if self.precision == "bf16" else None)
 
+    def _interaction_weight(self, flow: ConditionalFlow) -> float:
+        return self.config.interaction_weight if flow.base is not None else 0.0
+
     def _checkpoint(self, name: str) -> Path | None:
         return None if self.out is None else self.out / "checkpoints" / f"{name}.safetensors"
 
@@ -464,7 +476,7 @@ class Fit:
         self._set_precision(self.flow)
         task = FlowTask(
             self.flow, rows, held_out, batch_size=config.batch_size, seed=config.seed,
-            interaction_weight=self.config.interaction_weight if self.flow.base is not None else 0.0,
+            interaction_weight=self._interaction_weight(self.flow),
         )  # fmt: skip
         return train(
             task,

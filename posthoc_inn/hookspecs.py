@@ -138,7 +138,10 @@ def register_concept_sources(register: Register[ConceptSource]) -> None:
     """Register sources of pairs that share, or differ in, a concept. Called once, when plugins are loaded.
 
     Factory: ``factory(data: Dataset, *, seed: int, **options) -> ConceptSource`` over the data set's own
-    indices.
+    indices. A source has ``names`` and ``pairs(n, seed=) -> (a, b, shared)``: indices (n,) of the two images of
+    each pair, and which factors they share, boolean (n, K + 1), the residual's column first. It may have ``extra``, a
+    data set of images of its own, numbered on from the data set's last; and ``subset(index)``, the same concepts
+    over the images `index` (M,), numbered from 0.
 
     Metadata: `options`, name -> one line of help for each keyword the factory takes besides.
     """
@@ -150,7 +153,8 @@ def register_datasets(register: Register[Dataset[Any]]) -> None:
 
     Factory: ``factory(root: str | None, *, train: bool, seed: int, **options) -> Dataset`` of pairs (image
     (C, H, W), float in [0, 1]; label: an integer, or a tensor (K,) of binary attributes). Where more is known
-    of an image (its factors), the data set has ``attributes(index) -> dict[str, Tensor]`` with the keys
+    of an image (its factors), the data set has ``attributes(index) -> dict[str, Tensor]`` (and, where it can,
+    ``attribute_table()``, the same for all images: name -> (N,) or (N, d)) with the keys
     `attribute_names`. Reads what is there; downloads only for the option ``download=True``. Where files are
     missing it raises `DataError` saying which are expected where, and how to get them.
 
@@ -176,7 +180,8 @@ def register_analyses(register: Register[Any]) -> None:
     """Register analyses of a fitted interpreter. Called once, when plugins are loaded.
 
     Factory: ``factory() -> analysis`` with ``analysis(interpreter, data, *, seed: int, **options)`` returning
-    an object whose ``to_dict()`` is plain data.
+    an object whose ``to_dict()`` is plain data. It may have ``figure()``, a matplotlib figure, and ``caption``, what to
+    conclude and what not, for reports.
 
     Metadata: `needs`, what must have been fitted ("t", "e"); `options`, name -> one line of help.
     """

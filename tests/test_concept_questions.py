@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from posthoc_inn import Interpreter, untouched
-from posthoc_inn.concepts import AttributeSource, GivenPairs
+from posthoc_inn.concepts import AttributeSource, FolderPairs, GivenPairs, SketchSource, StyleTransfer
 from posthoc_inn.config import ConceptConfig, FitConfig, FlowConfig, ImageSpec, TrainConfig
 from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.errors import ConfigError, DataError, NotFittedError, ShapeError, UnknownNameError
@@ -281,3 +282,26 @@ def test_attributes_of_held_out_data_are_its_own():
 
     interpreter().fit(Digits(), held_out=Digits(train=False), concepts=source, evaluate=False, progress=Notes())
     assert not any("measured on training pairs" in n for n in notes)
+
+
+def test_two_sketches_become_a_concept():
+    data = Digits()
+    dark, light = torch.zeros(3, 28, 28), torch.ones(3, 28, 28)
+    dark[:, 10:18], light[:, :, 10:18] = 0.4, 0.6
+    painter = StyleTransfer(network(), spec=SPEC, layers=["0", "2"], steps=2, width=4)
+    source = SketchSource(data, dark, light, name="tone", stylize=painter, images=12)
+    it = interpreter().fit(data, held_out=Digits(train=False), concepts=source, evaluate=False)
+    assert it.concepts_.names == ("tone", "(random)")
+    assert it.edit(data[0][0][None], "tone", n=2).shape == (1, 2, 3, 28, 28)
+
+
+def test_folders_of_pairs_become_concepts(tmp_path):
+    data = Digits()
+    for side, shift in (("a", 0), ("b", 40)):
+        (tmp_path / "stroke" / side).mkdir(parents=True)
+        for k in range(8):
+            pixels = (data[k + shift][0].permute(1, 2, 0) * 255).byte().numpy()
+            Image.fromarray(pixels).save(tmp_path / "stroke" / side / f"{k}.png")
+    source = FolderPairs(tmp_path, size=28, data=data)
+    it = interpreter().fit(data, held_out=Digits(train=False), concepts=source, evaluate=False)
+    assert it.concepts_.names == ("stroke", "(random)")

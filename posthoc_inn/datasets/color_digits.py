@@ -122,6 +122,10 @@ class ColorizedDigits(Dataset[tuple[Tensor, int]]):
         i = self._position(index)
         return {"digit": self.digits[i], "foreground": self.foreground[i], "background": self.background[i]}
 
+    def attribute_table(self) -> dict[str, Tensor]:
+        """Return what all items are made of: digit (N,), foreground (N, 3) and background (N, 3)."""
+        return {"digit": self.digits, "foreground": self.foreground, "background": self.background}
+
     def tensors(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """Return all images (N, 3, H, W) and all digits (N,), for fast bulk use.
 
