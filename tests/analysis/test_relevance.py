@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from concept_parts import make_concepts
 
-from posthoc_inn.analysis import explained_share, variance_shares
+from posthoc_inn.analysis import concept_relevance, explained_by_invariances, explained_share, variance_shares
 from posthoc_inn.analysis.relevance import MEASURES, ConceptRelevance, _shares, linear_gaussian_shares
 from posthoc_inn.concepts import RANDOM
-from posthoc_inn.errors import ShapeError
+from posthoc_inn.errors import ConfigError, ShapeError, UnknownNameError
 
 
 def grid(x, v, d=3, seed=0, z=1.0, own=1.0, both=0.0):
@@ -98,6 +99,51 @@ def test_a_linear_gaussian_model_has_the_shares_that_are_known_exactly():
     own = torch.randn(900, 50, 4, generator=generator, dtype=torch.float64)
     nineteen = explained_share((z @ a.T)[:, None] + own @ b.T, bootstrap=10)
     assert nineteen.value == pytest.approx(exact["explained_by_v"], abs=4 * nineteen.standard_error)
+
+
+class LinearGaussian:
+    """Fitted parts whose t is t⁻¹(v given z) = A z + B v: eq. 19 and 20 are known exactly."""
+
+    def __init__(self, a, b):
+        self.a, self.b, self.latent_dim = a, b, len(a)
+        self.extractor = type("Extractor", (), {"layer": "linear"})()
+
+    def context(self, z):
+        return z
+
+    def sample_latents(self, context, v):
+        v = v.expand(len(context), *v.shape) if v.ndim == 2 else v
+        return (context @ self.a.T)[:, None] + v @ self.b.T
+
+
+def test_both_measures_are_exact_for_a_linear_gaussian_model_and_a_linear_e():
+    generator = torch.Generator().manual_seed(3)
+    a, b = torch.randn(6, 4, generator=generator), torch.randn(6, 6, generator=generator)
+    pipeline, e = LinearGaussian(a, b), make_concepts(curved=False)
+    # e is affine: its matrix, read off by the images of the unit vectors.
+    matrix = (e.joined(torch.eye(6)) - e.joined(torch.zeros(1, 6))).T
+    z = torch.randn(4000, 4, generator=generator)
+    found = concept_relevance(pipeline, e, z, samples=4000 * 60, draws=60, seed=1, bootstrap=20)
+    assert (found.images, found.draws, found.layer) == (4000, 60, "linear")
+    for concept in found.concepts:
+        part = e.part(concept.name)
+        exact = linear_gaussian_shares((matrix @ a)[part], (matrix @ b)[part])
+        for name in MEASURES:
+            share = getattr(concept, name)
+            assert share.value == pytest.approx(exact[name], abs=4 * share.standard_error + 1e-4), (concept.name, name)
+    nineteen = explained_by_invariances(pipeline, z[:2000], samples=2000 * 20, seed=2, bootstrap=20)
+    exact_value = float(b.square().sum() / (a.square().sum() + b.square().sum()))
+    assert nineteen.value == pytest.approx(exact_value, abs=4 * nineteen.standard_error)
+
+
+def test_relevance_refuses_what_it_cannot_answer():
+    pipeline = LinearGaussian(torch.eye(6), torch.eye(6))
+    with pytest.raises(ConfigError, match="over a layer's z"):
+        concept_relevance(pipeline, make_concepts(space="z"), torch.zeros(9, 6))
+    with pytest.raises(ConfigError, match="samples must be at least 9"):
+        concept_relevance(pipeline, make_concepts(), torch.zeros(9, 6), samples=4)
+    with pytest.raises(UnknownNameError, match="no concept 'shape'"):
+        concept_relevance(pipeline, make_concepts(), torch.zeros(9, 6), names=["shape"])
 
 
 def test_weights_of_a_resample_count_a_row_that_comes_twice_as_one_observation():
