@@ -10,7 +10,7 @@ from posthoc_inn.bundle.record import Document
 
 _FILES = {
     "bundle.json": "configurations, the model's fingerprint, sizes and sha256 of the other files",
-    "weights.safetensors": "weights of t and of the autoencoder",
+    "weights.safetensors": "weights of t, of the autoencoder, and of e where there is one",
     "metrics.json": "every figure measured after fitting",
     "README.md": "this card; it is not read when the bundle is loaded",
     "model.safetensors": "weights of the explained model",
@@ -39,6 +39,7 @@ def write_card(document: Document, metrics: Mapping[str, Any]) -> str:
         f"- autoencoder: {own}; images of {pictures.image_size} px, {pictures.channels} channels; latent of width "
         f"{flow.dim}",
         f"- t: {flow.blocks} blocks of {_code(flow.kind)} couplings, width {flow.width}",
+        *_concepts(document),
         f"- written by posthoc_inn {_text(document.project_version)}, format {document.format_version}",
     ]
     facts += [
@@ -106,6 +107,15 @@ def _figures(metrics: Mapping[str, Any]) -> list[str]:
         + (f"; the model predicts the same for {rebuilt:.1%} of them" if rebuilt is not None else ""),
     ]
     return [f"- {line}" for line in lines if line]
+
+
+def _concepts(document: Document) -> list[str]:
+    if document.concepts is None:
+        return []
+    sizes = zip(("residual", *document.concepts.names), document.concepts.sizes, strict=True)
+    told = ", ".join(f"{_code(name)} {size}" for name, size in sizes)
+    works = "; t works on its factors" if document.is_flow_on_concepts else ""
+    return [f"- e: factors over {_code(document.concepts.space)} with their dimensions: {told}{works}"]
 
 
 def _text(value: object) -> str:

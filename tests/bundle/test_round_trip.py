@@ -381,3 +381,9 @@ def test_a_part_that_draws_from_the_global_generator_while_it_is_built_leaves_no
     modules.filled(lambda: nn.Linear(3, 2), state, "autoencoder.", "autoencoder", tmp_path)
     modules.skeleton(lambda: nn.Linear(3, 2), is_core=False)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_card_names_the_concepts(saved):
+    assert "e: factors over `z_bar` with their dimensions: `residual` 2, `digit` 1, `color` 1" in (
+        saved / "README.md"
+    ).read_text().replace("\\", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -112,7 +113,8 @@ class CelebA(Dataset[tuple[Tensor, Tensor]]):
 
     def __del__(self) -> None:
         opened = self.__dict__.get("_opened")
-        if opened is not None and opened[0] == os.getpid():
+        # When Python ends, modules may be gone before this object: the system closes the file then.
+        if opened is not None and not sys.is_finalizing() and opened[0] == os.getpid():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 opened[1].close()
