@@ -45,8 +45,8 @@ from posthoc_inn.autoencoders import ConvAutoencoder
 from posthoc_inn.cache import Cache, unit
 from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec, TrainConfig, preset
 from posthoc_inn.flows import ConditionalFlow
-from posthoc_inn.interpreter import choose_image_size
 from posthoc_inn.pipeline import Pipeline
+from posthoc_inn.preparing import choose_image_size
 from posthoc_inn.training import train
 from posthoc_inn.training.tasks import FlowLoss, FlowTask, Shuffle
 

@@ -125,8 +125,9 @@ def test_statistics_equal_a_slow_rewrite(e, x):
 
 def test_the_size_of_chunks_changes_nothing(e, x, monkeypatch):
     whole = response(curved_head, e, x, steps=9, seed=4)
-    monkeypatch.setattr("posthoc_inn.analysis.response.ROWS", 20)
-    monkeypatch.setattr("posthoc_inn.analysis.response.MODEL_ROWS", 3)
+    module = sys.modules["posthoc_inn.analysis.response"]  # the package has the function under this name
+    monkeypatch.setattr(module, "ROWS", 20)
+    monkeypatch.setattr(module, "MODEL_ROWS", 3)
     small = response(curved_head, e, x, steps=9, seed=4)
     for a, b in zip(small.factors, whole.factors, strict=True):
         assert a.spread == pytest.approx(b.spread, rel=1e-9)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-MNIST = os.environ.get("POSTHOC_INN_TEST_MNIST")
+REAL = os.environ.get("POSTHOC_INN_DATA_DIR", "")
+MNIST = next((p for p in (Path(REAL, "mnist"), Path(REAL)) if REAL and any(p.rglob("train-images*"))), None)
 
-needs_mnist = pytest.mark.skipif(MNIST is None, reason="set POSTHOC_INN_TEST_MNIST to a directory with MNIST/raw")
+needs_mnist = pytest.mark.skipif(MNIST is None, reason="POSTHOC_INN_DATA_DIR names no directory with MNIST")
 
 
 def run(script, *arguments):

@@ -114,7 +114,7 @@ def one_is_faster(monkeypatch, two_threads):
 
 def test_each_stage_of_a_fit_runs_with_the_threads_that_were_found(one_is_faster, monkeypatch):
     seen = {}
-    for name in ("_features", "_train_autoencoder", "_encode", "_train_flow"):
+    for name in ("_read", "_train_autoencoder", "_encode", "_train_flow"):
         work = getattr(fitting.Fit, name)
 
         def spying(self, *args, name=name, work=work):
@@ -123,7 +123,7 @@ def test_each_stage_of_a_fit_runs_with_the_threads_that_were_found(one_is_faster
 
         monkeypatch.setattr(fitting.Fit, name, spying)
     fitted = interpreter().fit(images())
-    assert seen == {"_features": 1, "_train_autoencoder": 1, "_encode": 1, "_train_flow": 1}
+    assert seen == {"_read": 1, "_train_autoencoder": 1, "_encode": 1, "_train_flow": 1}
     assert fitted.metrics_["threads"] == {"features": 1, "autoencoder": 1, "latents": 1, "t": 1}
     assert set(fitted.metrics_["seconds"]) == {"features", "autoencoder", "latents", "t", "measuring"}
     assert torch.get_num_threads() == 2
