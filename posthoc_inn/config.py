@@ -367,6 +367,8 @@ class FitConfig(Config):
         autoencoder_training: How E and D are trained.
         flow_training: How t is trained.
         concepts: e and its training, where there are concepts.
+        flow_on_concepts: Let t work on the factors of e, where there is one (see `ConditionalFlow.set_base`); without,
+            t is fitted as if there were no concepts, as in the papers.
         interaction_weight: Weight of the interaction of z and v in t's loss (see
             `posthoc_inn.objectives.interaction_variance`), in nats a unit of variance, where t works on e's factors.
     """
@@ -381,6 +383,7 @@ class FitConfig(Config):
     autoencoder_training: TrainConfig
     flow_training: TrainConfig
     concepts: ConceptConfig = ConceptConfig()
+    flow_on_concepts: bool = True
     interaction_weight: float = 3.0
 
     def _check(self, problems: Problems) -> None:

@@ -151,7 +151,7 @@ class Fit:
                 seed=config.flow.seed,
             ),
         )
-        if fitted_concepts is not None:
+        if fitted_concepts is not None and config.flow_on_concepts:
             self.flow.set_base(fitted_concepts.flow)
         self.autoencoder.to(device)
         self.flow.to(device)
@@ -285,7 +285,7 @@ class Fit:
         flow.conditioner.fit_standardization([z])
         latents = torch.randn(size, self.config.latent_dim, generator=torch.Generator().manual_seed(0)).to(self.device)
         flow.initialize(latents, z)
-        if flow.base is None and self.concepts is not None and self.concepts.space == "z_bar":
+        if flow.base is None and self._is_on_concepts:
             # e is not trained yet; it takes as long untrained.
             base = build_factor_flow(self.config.concepts, (latents.shape[1] - 1, 1), 0).to(self.device)
             base.initialize(latents)
@@ -335,7 +335,7 @@ class Fit:
             )
             self._count(found.history, "e")
             self.on_stage("e", found.history.to_dict())
-            if bound.space == "z_bar" and bound.source is not None:
+            if self._is_on_concepts and bound.source is not None:
                 self.flow.set_base(found.model.flow)
         some = train_rows["z"].rows(torch.arange(min(len(train_rows), self.config.flow_training.batch_size)))
         steps = self.config.flow_training.steps
@@ -440,6 +440,11 @@ class Fit:
         # e is not trained: its rounding would be noise that t can do nothing about.
         for part in (flow.flow, flow.conditioner):
             set_compute_dtype(part, torch.bfloat16 if self.precision == "bf16" else None)
+
+    @property
+    def _is_on_concepts(self) -> bool:
+        """Whether t will work on an e that this fit trains."""
+        return self.config.flow_on_concepts and self.concepts is not None and self.concepts.space == "z_bar"
 
     def _interaction_weight(self, flow: ConditionalFlow) -> float:
         return self.config.interaction_weight if flow.base is not None else 0.0

@@ -6,6 +6,7 @@ Every point is a job of its own: picklable, with a directory of its own, resumab
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from posthoc_inn import drawing
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.bundle import load_bundle
 from posthoc_inn.concepts import RANDOM, RESIDUAL, ConceptModel
+from posthoc_inn.config import Config
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnError, Problems, TrainingError
 from posthoc_inn.fingerprint import fingerprint
 from posthoc_inn.images import BatchSource
@@ -73,10 +75,28 @@ class SweepJob:
     def key(self) -> str:
         """Return a digest of what decides the result, data aside."""
         weights = None if self.weights is None else hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
-        settled = {k: fingerprint(v) if isinstance(v, nn.Module) else repr(v) for k, v in sorted(self.options.items())}
+        settled = {k: _settled(v) for k, v in sorted(self.options.items())}
         steps = {k: repr(v) for k, v in sorted(self.fit.items()) if k in ("steps", "epochs", "draws")}
         facts = [self.name, self.layer, fingerprint(self.model), weights, settled, steps]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _settled(value: Any) -> Any:
+    """Return what of an option decides the result: of a configuration, what differs from its defaults.
+
+    So a field that a later version adds does not make the results of an earlier one those of another job.
+    """
+    if isinstance(value, nn.Module):
+        return fingerprint(value)
+    if isinstance(value, Config):
+        fields = {f.name: f for f in dataclasses.fields(value)}
+        own = {name: getattr(value, name) for name in fields}
+        return {
+            name: _settled(v)
+            for name, v in own.items()
+            if fields[name].default is dataclasses.MISSING or v != fields[name].default
+        }
+    return repr(value)
 
 
 def run_job(job: SweepJob) -> dict[str, Any]:

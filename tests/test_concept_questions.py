@@ -305,3 +305,12 @@ def test_folders_of_pairs_become_concepts(tmp_path):
     source = FolderPairs(tmp_path, size=28, data=data)
     it = interpreter().fit(data, held_out=Digits(train=False), concepts=source, evaluate=False)
     assert it.concepts_.names == ("stroke", "(random)")
+
+
+def test_t_can_be_fitted_as_if_there_were_no_concepts():
+    it = interpreter(preset=TINY.replace(flow_on_concepts=False))
+    it.fit(Digits(), concepts=["digit"], evaluate=False)
+    assert it.flow_.base is None
+    plain = interpreter().fit(Digits(), evaluate=False)
+    for one, other in zip(it.flow_.state_dict().values(), plain.flow_.state_dict().values(), strict=True):
+        assert torch.equal(one, other)

@@ -173,3 +173,13 @@ def test_the_correlation_with_accuracy_is_pearsons():
     found = SweepResult(points, "training step").correlation_with_accuracy("digit")
     expected = torch.corrcoef(torch.tensor([shares, accuracies], dtype=torch.float64))[0, 1]
     assert found == pytest.approx(float(expected))
+
+
+def test_the_key_of_a_job_is_made_of_what_was_set(tmp_path):
+    def key(**options):
+        return SweepJob("0", 0.0, network(), None, "0", None, None, str(tmp_path), OPTIONS | options).key()
+
+    assert key() == key()
+    assert key(seed=1) != key()
+    assert key(preset=TINY.replace(interaction_weight=1.0)) != key()
+    assert key(preset=TINY.replace(interaction_weight=TINY.interaction_weight)) == key()
