@@ -343,7 +343,7 @@ class ConceptConfig(Config):
     separate_nets: bool = False
     rho: float = 0.9
     random: bool = True
-    training: TrainConfig = TrainConfig(steps=4000, lr=3e-3, weight_decay=0.3, eval_every=500, patience=0)
+    training: TrainConfig = TrainConfig(steps=4000, lr=3e-3, weight_decay=0.3, eval_every=500, patience=3)
 
     def _check(self, problems: Problems) -> None:
         problems.check(0 <= self.rho < 1, f"rho must be in [0, 1), got {self.rho}")

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from posthoc_inn import drawing
+from posthoc_inn import __version__, drawing
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.bundle import load_bundle
 from posthoc_inn.concepts import RANDOM, RESIDUAL, ConceptModel
@@ -77,14 +77,14 @@ class SweepJob:
         weights = None if self.weights is None else hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
         settled = {k: _settled(v) for k, v in sorted(self.options.items())}
         steps = {k: repr(v) for k, v in sorted(self.fit.items()) if k in ("steps", "epochs", "draws")}
-        facts = [self.name, self.layer, fingerprint(self.model), weights, settled, steps]
+        facts = [__version__, self.name, self.layer, fingerprint(self.model), weights, settled, steps]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _settled(value: Any) -> Any:
     """Return what of an option decides the result: of a configuration, what differs from its defaults.
 
-    So a field that a later version adds does not make the results of an earlier one those of another job.
+    What the defaults are depends on the version, which is part of the key too.
     """
     if isinstance(value, nn.Module):
         return fingerprint(value)
