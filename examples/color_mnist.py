@@ -75,12 +75,16 @@ class ClassifierTask:
 
     def held_out(self) -> dict[str, float]:
         loss = hits = 0.0
+        outputs = []
         index = torch.arange(len(self.held))
         for part in index.split(500):
             logits = self.module.network(self.held.images(part) * 2 - 1)
             loss += float(F.cross_entropy(logits, self.held.digits[part], reduction="sum"))
             hits += float((logits.argmax(1) == self.held.digits[part]).sum())
-        return {"loss": loss / len(index), "accuracy": hits / len(index)}
+            outputs.append(logits.amax(0))
+        # SqueezeNet's last layer is a ReLU: an output that starts off everywhere has no gradient, and stays off.
+        dead = int((torch.stack(outputs).amax(0) <= 0).sum())
+        return {"loss": loss / len(index), "accuracy": hits / len(index), "dead_outputs": dead}
 
 
 def train_classifier(data_dir: str, out: Path, steps: Sequence[int], *, seed: int = 1) -> dict[float, Path]:
@@ -106,6 +110,9 @@ def train_classifier(data_dir: str, out: Path, steps: Sequence[int], *, seed: in
         reporter.stage("classifier", config.steps)
         history = train(task, config, checkpoint=out / "classifier.safetensors", resume=True,
                         progress=lambda step, total, figures: reporter.advance(step, figures))  # fmt: skip
-    accuracy = history.to_dict()["rows"][-1]["accuracy"]
-    print(f"classifier: {last:,} steps, accuracy {accuracy:.4f}, {time.perf_counter() - started:.0f} s", flush=True)
+    look = history.to_dict()["rows"][-1]
+    seconds = time.perf_counter() - started
+    print(f"classifier: {last:,} steps, accuracy {look['accuracy']:.4f}, {seconds:.0f} s", flush=True)
+    if look["dead_outputs"]:
+        print(f"warning: {look['dead_outputs']:.0f} outputs are off everywhere: take another --seed", flush=True)
     return {float(step): path for step, path in snapshots.items()}

@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--only-classifier", action="store_true", help="stop after the first stage")
     parser.add_argument("--steps", type=int, default=1500, help="steps of t at each checkpoint")
     parser.add_argument("--draws", type=int, default=2, help="colourings of each digit")
+    parser.add_argument("--seed", type=int, default=1, help="of the classifier's initial weights")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--jobs", type=int, default=1, help="checkpoints at a time, each in a process with one thread")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, to see that it runs")
@@ -81,7 +82,8 @@ def main() -> None:
     started = time.perf_counter()
     out: Path = arguments.out
     steps = [0, 10, 20] if arguments.smoke else STEPS
-    checkpoints = train_classifier(arguments.data_dir, arguments.classifier or out / "classifier", steps)
+    snapshots = arguments.classifier or out / "classifier"
+    checkpoints = train_classifier(arguments.data_dir, snapshots, steps, seed=arguments.seed)
     if arguments.only_classifier:
         return
     few = {"steps": 20, "autoencoder_steps": 20, "concept_steps": 20} if arguments.smoke else {"steps": arguments.steps}
