@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500, help="steps of t at each checkpoint")
     parser.add_argument("--draws", type=int, default=2, help="colourings of each digit")
     parser.add_argument("--seed", type=int, default=1, help="of the classifier's initial weights")
+    parser.add_argument("--plain", action="store_true", help="fit t as if there were no concepts; in another --out")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--jobs", type=int, default=1, help="checkpoints at a time, each in a process with one thread")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, to see that it runs")
@@ -89,7 +90,8 @@ def main() -> None:
     few = {"steps": 20, "autoencoder_steps": 20, "concept_steps": 20} if arguments.smoke else {"steps": arguments.steps}
     usual = preset("default")
     # On the factors of e half the blocks are enough.
-    config = usual.replace(flow=usual.flow.replace(blocks=4))
+    config = usual if arguments.plain else usual.replace(flow=usual.flow.replace(blocks=4))
+    config = config.replace(flow_on_concepts=not arguments.plain)
     executor = None
     if arguments.jobs > 1:
         executor = ProcessPoolExecutor(
