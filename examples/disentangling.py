@@ -159,7 +159,6 @@ def fit_e(
     )  # fmt: skip
     found = fit_concepts(
         BoundConcepts(sources[0], sources[1], space, None), rows_of(space, caches[0]), rows_of(space, caches[1]),
-        shape=caches[0]["z" if space == "z" else "mean"].shape,
         config=ConceptConfig(blocks=blocks, width=width, random=False, training=training),
         precision=choose_precision("auto", torch.device("cpu")), checkpoint=run.out / f"e-{name}.safetensors",
         resume=True,

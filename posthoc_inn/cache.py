@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from posthoc_inn.errors import DataError, ShapeError
+from posthoc_inn.files import replace_file
 
 DEFAULT_BUDGET = 2 * 2**30
 """Bytes of rows kept in memory before they go to disk."""
@@ -255,9 +256,7 @@ class Cache:
             "fingerprint": fingerprint,
             "columns": {name: column.close() for name, column in self._columns.items()},
         }
-        partial = self.directory / "cache.json.partial"
-        partial.write_text(json.dumps(index))
-        os.replace(partial, self.directory / "cache.json")
+        replace_file(self.directory / "cache.json", json.dumps(index))
 
     def restore(self, fingerprint: str) -> bool:
         """Map what `save` left here; return False when there is nothing complete of this fingerprint."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from posthoc_inn.cache import Cache
@@ -21,6 +20,7 @@ from posthoc_inn.reading import IMAGE, LABEL
 from posthoc_inn.training import History, train
 from posthoc_inn.training.factors import DensityTask, FactorTask, Rows
 from posthoc_inn.training.pairs import RowPairs
+from posthoc_inn.training.precision import fabric_for
 
 INITIALIZATION_ROWS = 4096
 SIZING_PAIRS = 4096
@@ -197,7 +197,6 @@ def fit_concepts(
     rows: Rows,
     held_out: Rows,
     *,
-    shape: Sequence[int],
     config: ConceptConfig,
     seed: int = 0,
     device: torch.device | None = None,
@@ -213,7 +212,6 @@ def fit_concepts(
         bound: The concepts over these rows.
         rows: What it is trained on.
         held_out: Rows that it is measured on.
-        shape: Shape of one row as e will be given it.
         config: Of e and its training.
         seed: Of everything random.
         device: Where to train.
@@ -257,11 +255,11 @@ def fit_concepts(
         task = FactorTask(
             flow, rows, pairs, aside, rho=config.rho, batch_size=training.batch_size, seed=training.seed
         )  # fmt: skip
-    accelerator = device.type if device.type in ("cuda", "mps") else "cpu"
-    fabric = Fabric(accelerator=accelerator, devices=[device.index or 0] if accelerator == "cuda" else 1)
+    # Like t, e runs its matrix products in bf16 by itself.
+    fabric = fabric_for(device, "32")
     history = train(task, training, fabric=fabric, checkpoint=checkpoint, resume=resume, progress=progress)
     set_compute_dtype(flow, None)
-    return ConceptFit(ConceptModel(flow.eval(), names, space=bound.space, shape=shape), scores, history)
+    return ConceptFit(ConceptModel(flow.eval(), names, space=bound.space, shape=rows.shape), scores, history)
 
 
 def _pairs(source: ConceptSource, with_random: bool) -> RowPairs:

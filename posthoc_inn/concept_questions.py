@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,16 +63,16 @@ def request(
     return data, in_order(held_out), wanted
 
 
-class ConceptQuestions:
+class ConceptQuestions(abc.ABC):
     """The part of `Interpreter` that is about concepts."""
 
     precision: Any
     seed: int
 
     @property
+    @abc.abstractmethod
     def pipeline(self) -> Pipeline:
         """The fitted parts."""
-        raise NotImplementedError
 
     @property
     def concepts(self) -> ConceptModel:
@@ -273,7 +274,6 @@ class ConceptQuestions:
             reporter.stage("e", chosen.training.steps)
             found = fit_concepts(
                 bound, rows_of(space, *caches), rows_of(space, kept),
-                shape=(pipeline.latent_dim,) if space == "z_bar" else train["z"].shape,
                 config=chosen, seed=self.seed, device=pipeline.device,
                 precision=choose_precision(self.precision, pipeline.device),
                 checkpoint=None if where is None else where / "checkpoints" / f"e-{space}.safetensors", resume=resume,
@@ -283,5 +283,6 @@ class ConceptQuestions:
             self.concepts_, self.concept_fit_ = found.model, found
         return found
 
+    @abc.abstractmethod
     def _concept_config(self) -> ConceptConfig:
-        raise NotImplementedError
+        """Return the preset's e and its training."""

@@ -19,6 +19,13 @@ INK, SOFT, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 BLUE, ORANGE, RED = "#2f6fb3", "#d9822b", "#c23b3b"
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches, with a canvas of its own."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def axes(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
     """Return `ax` and its figure, or new ones of a size in inches."""
     if ax is not None:
@@ -26,8 +33,7 @@ def axes(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
         if figure is None:
             raise ShapeError("The given axes belong to no figure.")
         return figure, ax
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
     return figure, figure.add_subplot()
 
 

@@ -82,6 +82,15 @@ def suggest(name: str, known: Iterable[str], *, limit: int = 8) -> str:
     return f"{hint}Known: {', '.join(shown[:limit])}{more}."
 
 
+def is_count(value: object, low: int) -> bool:
+    """Whether `value` is a whole number of at least `low`; True and False are none.
+
+    >>> is_count(3, 1), is_count(True, 1), is_count(2.0, 1)
+    (True, False, False)
+    """
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
 class Problems:
     """Collects argument problems, so that all of them are raised together.
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import logging
-import os
 import shutil
 import sys
 import time
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from posthoc_inn.autoencoders import Autoencoder, TrainableAutoencoder
@@ -34,6 +31,7 @@ from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import ConditionerConfig, FitConfig
 from posthoc_inn.errors import DataError
 from posthoc_inn.features import LayerExtractor
+from posthoc_inn.files import replace_file
 from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
 from posthoc_inn.images import BatchSource
 from posthoc_inn.pipeline import CHUNK, InputAdapter, Pipeline
@@ -41,6 +39,7 @@ from posthoc_inn.progress import Reporter
 from posthoc_inn.reading import RowReader
 from posthoc_inn.training import History, train
 from posthoc_inn.training.factors import FactorLoss
+from posthoc_inn.training.precision import fabric_for
 from posthoc_inn.training.tasks import AutoencoderLoss, AutoencoderTask, FlowLoss, FlowTask
 from posthoc_inn.training.threads import MIN_IMAGES, MIN_STEPS, fastest, thread_counts, time_threads, using_threads
 
@@ -155,7 +154,6 @@ class Fit:
             self.flow.set_base(fitted_concepts.flow)
         self.autoencoder.to(device)
         self.flow.to(device)
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
     # ---- what is about to happen
 
@@ -248,7 +246,7 @@ class Fit:
         images = torch.zeros(size, adapter.channels, adapter.image_size, adapter.image_size, dtype=torch.uint8)
         images.random_(0, 256, generator=torch.Generator().manual_seed(0))
         noise = torch.zeros(size, self.config.latent_dim)
-        fabric = self._fabric("autoencoder")
+        fabric = fabric_for(self.device, self.precision)
         module, optimizer = fabric.setup(loss, torch.optim.Adam(loss.parameters(), fused=True))
 
         def step() -> None:
@@ -392,11 +390,9 @@ class Fit:
         if self.out is None:
             return
         target = self.out / "checkpoints" / STAGES
-        partial = target.with_suffix(".partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps({"threads": self.threads, "seconds": self.seconds}))
-            os.replace(partial, target)
+            replace_file(target, json.dumps({"threads": self.threads, "seconds": self.seconds}))
         except OSError as error:
             raise DataError(f"{target} cannot be written: {error}. Choose another out, or make room.") from error
 
@@ -423,18 +419,10 @@ class Fit:
         caches = [rows] if extra is None else [rows, extra]
         return fit_concepts(
             bound, rows_of(bound.space, *caches), rows_of(bound.space, held_out),
-            shape=(self.config.latent_dim,) if bound.space == "z_bar" else rows["z"].shape,
             config=config, seed=self.config.flow.seed, device=self.device, precision=self.precision,
             checkpoint=self._checkpoint("e"), resume=self.resume,
             progress=lambda step, total, figures: self.reporter.advance(step, figures), note=self.reporter.note,
         )  # fmt: skip
-
-    def _fabric(self, what: str) -> Fabric:
-        # t runs its matrix products in bf16 by itself; autocast would also lower its exponents and sums.
-        mixed = self.precision == "bf16" and what == "autoencoder"
-        accelerator = {"cuda": "cuda", "mps": "mps"}.get(self.device.type, "cpu")
-        devices: Any = [self.device.index or 0] if accelerator == "cuda" else 1
-        return Fabric(accelerator=accelerator, devices=devices, precision="bf16-mixed" if mixed else "32-true")
 
     def _set_precision(self, flow: ConditionalFlow) -> None:
         # e is not trained: its rounding would be noise that t can do nothing about.
@@ -460,7 +448,7 @@ class Fit:
         return train(
             task,
             config,
-            fabric=self._fabric("autoencoder"),
+            fabric=fabric_for(self.device, self.precision),
             checkpoint=self._checkpoint("autoencoder"),
             resume=self.resume,
             progress=lambda step, total, figures: self.reporter.advance(step, figures),
@@ -486,7 +474,8 @@ class Fit:
         return train(
             task,
             config,
-            fabric=self._fabric("t"),
+            # t runs its matrix products in bf16 by itself; autocast would also lower its exponents and sums.
+            fabric=fabric_for(self.device, "32"),
             checkpoint=self._checkpoint("t"),
             resume=self.resume,
             progress=lambda step, total, figures: self.reporter.advance(step, figures),

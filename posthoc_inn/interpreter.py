@@ -66,6 +66,7 @@ class Interpreter(ConceptQuestions):
         flow_: t, after `fit`.
         concepts_: e with its concepts' names, where it was fitted or given.
         adapter_: How images become model inputs and pictures.
+        relevance_: What the layer knows of each concept, measured on held-out images after `fit`.
         metrics_: What `metrics.json` holds.
         history_: Curve of t.
 
@@ -370,10 +371,11 @@ class Interpreter(ConceptQuestions):
             return {}
         held_out = self.rows_.held_out
         z = held_out["z"].rows(torch.arange(min(len(held_out), 1000)))
+        self.relevance_ = analysis.concept_relevance(self.pipeline_, concepts, z, seed=self.seed)
         found: dict[str, Any] = {
             "names": list(concepts.names),
             "sizes": list(concepts.factor_dims),
-            "relevance": analysis.concept_relevance(self.pipeline_, concepts, z, seed=self.seed).to_dict(),
+            "relevance": self.relevance_.to_dict(),
         }
         fit = getattr(self, "concept_fit_", None)
         if fit is not None:

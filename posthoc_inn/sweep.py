@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -28,6 +27,7 @@ from posthoc_inn.bundle import load_bundle
 from posthoc_inn.concepts import RANDOM, RESIDUAL, ConceptModel
 from posthoc_inn.config import Config
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnError, Problems, TrainingError
+from posthoc_inn.files import replace_file
 from posthoc_inn.fingerprint import fingerprint
 from posthoc_inn.images import BatchSource
 from posthoc_inn.interpreter import Interpreter
@@ -127,9 +127,7 @@ def run_job(job: SweepJob) -> dict[str, Any]:
         **{k: metrics[k] for k in ("faithfulness", "likelihood", "explained_by_invariances", "autoencoder", "seconds")},
         "concepts": metrics.get("concepts"),
     }
-    partial = out / f"{RESULT}.partial"
-    partial.write_text(json.dumps(result, indent=1))
-    os.replace(partial, out / RESULT)
+    replace_file(out / RESULT, json.dumps(result, indent=1))
     return result
 
 

@@ -5,23 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from small_parts import SPEC, TINY, network
 from torch.utils.data import DataLoader, Subset
 
 from posthoc_inn import Interpreter, untouched
 from posthoc_inn.concepts import AttributeSource, FolderPairs, GivenPairs, SketchSource, StyleTransfer
-from posthoc_inn.config import ConceptConfig, FitConfig, FlowConfig, ImageSpec, TrainConfig
 from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.errors import ConfigError, DataError, NotFittedError, ShapeError, UnknownNameError
-
-STEPS = {"batch_size": 32, "eval_every": 4, "checkpoint_every": 4, "patience": 0}
-TINY = FitConfig(
-    preset="tiny", latent_dim=8, autoencoder_width=8, context_dim=8, conditioner_width=8, conditioner_depth=1,
-    flow=FlowConfig(dim=8, context_dim=8, blocks=2, width=8),
-    autoencoder_training=TrainConfig(steps=8, **STEPS), flow_training=TrainConfig(steps=8, **STEPS),
-    concepts=ConceptConfig(blocks=2, width=8, training=TrainConfig(steps=8, **STEPS)),
-)  # fmt: skip
-SPEC = ImageSpec(size=(28, 28), mean=(0.5,), std=(0.5,))
 
 
 class Digits(ColorDigits):
@@ -30,14 +20,6 @@ class Digits(ColorDigits):
 
     def attribute_table(self):
         return {"digit": self.digits[:200], "background": self.background[:200]}
-
-
-def network():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(3, 4, 5, 4), nn.ReLU(), nn.Conv2d(4, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 10)
-        ).eval()
 
 
 def interpreter(model=None, **more):

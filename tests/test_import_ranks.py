@@ -16,6 +16,7 @@ RANKS = {
     "registry": 1,
     "hookspecs": 1,
     "progress": 1,
+    "files": 1,
     "fingerprint": 1,
     # Pure functions of tensors, which autoencoders need too.
     "objectives": 1.5,

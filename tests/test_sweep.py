@@ -9,22 +9,14 @@ from concurrent.futures import Future
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from small_parts import SPEC, TINY, network
 
 from posthoc_inn import sweep as sweep_module
-from posthoc_inn.config import ConceptConfig, FitConfig, FlowConfig, ImageSpec, TrainConfig
 from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.errors import ConfigError, TrainingError
 from posthoc_inn.sweep import SweepJob, SweepPoint, SweepResult, layer_sweep, run_job, training_sweep
 
-STEPS = {"batch_size": 32, "eval_every": 4, "checkpoint_every": 4, "patience": 0}
-TINY = FitConfig(
-    preset="tiny", latent_dim=8, autoencoder_width=8, context_dim=8, conditioner_width=8, conditioner_depth=1,
-    flow=FlowConfig(dim=8, context_dim=8, blocks=1, width=8),
-    autoencoder_training=TrainConfig(steps=8, **STEPS), flow_training=TrainConfig(steps=8, **STEPS),
-    concepts=ConceptConfig(blocks=1, width=8, training=TrainConfig(steps=8, **STEPS)),
-)  # fmt: skip
-OPTIONS = {"spec": ImageSpec(size=(28, 28), mean=(0.5,), std=(0.5,)), "preset": TINY, "precision": "32"}
+OPTIONS = {"spec": SPEC, "preset": TINY, "precision": "32"}
 
 
 class Few(ColorDigits):
@@ -35,14 +27,6 @@ class Few(ColorDigits):
 
     def attribute_table(self):
         return {"digit": self.digits[:120], "background": self.background[:120]}
-
-
-def network(seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(3, 4, 5, 4), nn.ReLU(), nn.Conv2d(4, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 10)
-        ).eval()
 
 
 class Immediate:

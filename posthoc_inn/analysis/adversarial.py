@@ -15,7 +15,7 @@ from torch import Tensor
 from posthoc_inn.analysis.comparable import ROWS, as_given, log_probabilities
 from posthoc_inn.analysis.optional import require
 from posthoc_inn.analysis.results import Result
-from posthoc_inn.errors import ConfigError, Problems, ShapeError
+from posthoc_inn.errors import ConfigError, Problems, ShapeError, is_count
 from posthoc_inn.features.isolation import device_generators
 from posthoc_inn.pipeline import Pipeline
 
@@ -69,7 +69,7 @@ class Attack(Result):
         if method == "fgsm":
             problems.check(steps is None and step_size is None, "steps and step_size are for pgd; fgsm takes one step")
         problems.check(
-            steps is None or (isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1),
+            steps is None or is_count(steps, 1),
             f"steps must be a whole number of at least 1, got {steps!r}",
         )
         problems.check(

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from posthoc_inn.analysis.frechet import FeatureNetwork, Features, Frechet, batches, comparability, inception_weights
-from posthoc_inn.analysis.results import Result
+from posthoc_inn.analysis.results import Result, by_name
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.drawing import picture_grid
 from posthoc_inn.errors import ConfigError, DataError, Problems
@@ -115,10 +115,7 @@ class GenerativeQuality(Result):
     trials: int
 
     def __getitem__(self, name: str) -> Comparison:
-        found = {c.name: c for c in self.comparisons}
-        if name not in found:
-            raise KeyError(f"There is no comparison {name!r}; there are {', '.join(found)}.")
-        return found[name]
+        return by_name(self.comparisons, name, "comparison")
 
     @property
     def caption(self) -> str:

@@ -10,12 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from posthoc_inn.drawing import INK, RED, SOFT, axes, picture
+from posthoc_inn.drawing import GAP, INK, RED, SOFT, axes, picture
 
-GAP = 0.1
-"""Space between pictures, as a share of a picture's side."""
 LINE = 0.17
-"""Height of a line of text, likewise."""
+"""Height of a line of text, as a share of a picture's side."""
 MAP = "magma"
 """Colours of maps."""
 

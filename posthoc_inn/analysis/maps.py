@@ -13,7 +13,7 @@ from torch import Tensor
 
 from posthoc_inn.analysis.comparable import as_given, check_comparable, contexts, to_canonical
 from posthoc_inn.analysis.results import Result, share_with_error
-from posthoc_inn.errors import Problems
+from posthoc_inn.errors import Problems, is_count
 from posthoc_inn.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -100,14 +100,12 @@ class InvarianceMaps(Result):
 
     def figure(self, rows: int = SHOWN) -> Figure:
         """Draw MSC fig. 3 for the first `rows` images: input, mean and variance per layer, and the averages."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
-        from matplotlib.figure import Figure
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
         from posthoc_inn.analysis.grids import MAP, Column, annotated_grid, wrapped
-        from posthoc_inn.drawing import BLUE, INK, SOFT, plain
+        from posthoc_inn.drawing import BLUE, INK, SOFT, new_figure, plain
 
         n = min(rows, len(self.inputs))
         shown = torch.cat([layer.variance_map[:n].flatten() for layer in self.layers])
@@ -119,8 +117,7 @@ class InvarianceMaps(Result):
             columns.append(Column(layer.variance_map[:n], "variance"))
         wide, high = 0.98 * len(columns) + 0.22 * len(self.layers), 0.95 * n + 0.4
         curve_height = max(high, 2.4)
-        figure = Figure(figsize=(wide + 4.6, curve_height), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(wide + 4.6, curve_height)
         left, right = figure.subplots(1, 2, width_ratios=(wide + 0.9, 3.7))
         annotated_grid(columns, limit=limit, ax=left)
         bar = figure.colorbar(ScalarMappable(Normalize(0, limit), MAP), ax=left, shrink=0.8, pad=0.01, extend="max")
@@ -175,12 +172,10 @@ def invariance_maps(
     first = check_comparable(pipelines, "invariance_maps")
     problems = Problems("invariance_maps")
     problems.check(
-        isinstance(samples, int) and not isinstance(samples, bool) and samples >= 2,
+        is_count(samples, 2),
         f"samples must be a whole number of at least 2, or there is no variance, got {samples!r}",
     )
-    problems.check(
-        isinstance(kept, int) and not isinstance(kept, bool) and kept >= 1, f"kept must be at least 1, got {kept!r}"
-    )
+    problems.check(is_count(kept, 1), f"kept must be at least 1, got {kept!r}")
     problems.raise_if_any()
     given = as_given(first.adapter, to_canonical(first.adapter, images))
     generator = torch.Generator().manual_seed(seed)

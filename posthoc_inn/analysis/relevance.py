@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from posthoc_inn import drawing
-from posthoc_inn.analysis.results import Result
+from posthoc_inn.analysis.results import Result, by_name
 from posthoc_inn.concepts import RANDOM, RESIDUAL, ConceptModel
 from posthoc_inn.errors import ConfigError, ShapeError
 from posthoc_inn.pipeline import Pipeline
@@ -71,10 +71,7 @@ class ConceptRelevance(Result):
     layer: str = ""
 
     def __getitem__(self, name: str) -> ConceptShares:
-        found = {c.name: c for c in self.concepts}
-        if name not in found:
-            raise KeyError(f"There is no concept {name!r}; there are {', '.join(found)}.")
-        return found[name]
+        return by_name(self.concepts, name, "concept")
 
     @property
     def caption(self) -> str:

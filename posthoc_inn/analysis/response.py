@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from posthoc_inn.analysis.editing import Names, factor_columns, listed_factors
-from posthoc_inn.analysis.results import Result, share_with_error
+from posthoc_inn.analysis.results import Result, by_name, share_with_error
 from posthoc_inn.concepts import ConceptModel
-from posthoc_inn.drawing import BLUE, INK, ORANGE, SOFT, plain
+from posthoc_inn.drawing import BLUE, INK, ORANGE, SOFT, new_figure, plain
 from posthoc_inn.errors import ConfigError, Problems, ShapeError
 from posthoc_inn.pipeline import Pipeline, is_classification
 
@@ -129,10 +128,7 @@ class Response(Result):
     counts: Tensor = field(repr=False)
 
     def __getitem__(self, name: str) -> FactorResponse:
-        found = {f.name: f for f in self.factors}
-        if name not in found:
-            raise KeyError(f"There is no factor {name!r}; there are {', '.join(found)}.")
-        return found[name]
+        return by_name(self.factors, name, "factor")
 
     @property
     def caption(self) -> str:
@@ -156,8 +152,7 @@ class Response(Result):
     def figure(self) -> Figure:
         """Draw, one row a factor, log-softmax along walks and the classes that were predicted."""
         rows, shown = len(self.factors), len(self.class_names)
-        figure = Figure(figsize=(9.2, 0.75 + 1.45 * rows), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(9.2, 0.75 + 1.45 * rows)
         grid = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey="col", width_ratios=(1.5, 1))
         places = list(range(shown))
         for row, factor in enumerate(self.factors):

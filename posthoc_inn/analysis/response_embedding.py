@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from sklearn.neighbors import NearestNeighbors
@@ -20,7 +19,7 @@ from posthoc_inn.analysis.optional import require
 from posthoc_inn.analysis.response import ornstein_uhlenbeck
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.concepts import ConceptModel
-from posthoc_inn.drawing import INK, PALETTE, SOFT, plain
+from posthoc_inn.drawing import INK, PALETTE, SOFT, new_figure, plain
 from posthoc_inn.errors import ConfigError, Problems, ShapeError
 from posthoc_inn.training.threads import using_threads
 
@@ -86,8 +85,7 @@ class ResponseEmbedding(Result):
     def figure(self) -> Figure:
         """Draw one panel a factor: the images as dots, the walk as crosses joined by lines."""
         count = len(self.walks)
-        figure = Figure(figsize=(4.3 * count + 0.9, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(4.3 * count + 0.9, 4.2)
         panels: list[Axes] = figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)[0].tolist()
         colors = [*PALETTE, "#e39bb4", "#b5c04a"]
         labels = self.labels.tolist()

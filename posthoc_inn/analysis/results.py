@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -42,6 +42,29 @@ class Result:
             for name, value in self.to_dict().items()
         )
         return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
+
+
+class Named(Protocol):
+    """A part of a result that has a name."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+
+N = TypeVar("N", bound=Named)
+
+
+def by_name(parts: Iterable[N], name: str, kind: str) -> N:
+    """Return the part of a result that is called `name`.
+
+    Raises:
+        KeyError: There is none; the message lists all.
+    """
+    found = {part.name: part for part in parts}
+    if name not in found:
+        raise KeyError(f"There is no {kind} {name!r}; there are {', '.join(found)}.")
+    return found[name]
 
 
 def share_with_error(hits: list[float]) -> tuple[float, float]:

@@ -10,14 +10,13 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from posthoc_inn.analysis.editing import Names, factor_columns, listed_factors
-from posthoc_inn.analysis.results import Result, share_with_error
+from posthoc_inn.analysis.results import Result, by_name, share_with_error
 from posthoc_inn.concepts import ConceptModel
-from posthoc_inn.drawing import BLUE, INK, ORANGE, RED, SOFT, plain
+from posthoc_inn.drawing import BLUE, INK, ORANGE, RED, SOFT, new_figure, plain
 from posthoc_inn.errors import ConfigError, Problems, ShapeError
 from posthoc_inn.pipeline import Pipeline
 
@@ -90,10 +89,7 @@ class ConceptSensitivity(Result):
     images: int
 
     def __getitem__(self, name: str) -> ConceptDistance:
-        found = {c.name: c for c in self.concepts}
-        if name not in found:
-            raise KeyError(f"There is no concept {name!r}; there are {', '.join(found)}.")
-        return found[name]
+        return by_name(self.concepts, name, "concept")
 
     @property
     def caption(self) -> str:
@@ -115,8 +111,7 @@ class ConceptSensitivity(Result):
     def figure(self) -> Figure:
         """Draw a bar a concept, longest first, with both baselines, Euclidean on the left and cosine on the right."""
         order = sorted(self.concepts, key=lambda c: c.edit.euclidean)
-        figure = Figure(figsize=(9.2, 0.46 * len(order) + 1.25), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(9.2, 0.46 * len(order) + 1.25)
         panels: list[Axes] = list(figure.subplots(1, 2, sharey=True))
         rows = list(range(len(order)))
         for ax, kind in zip(panels, ("euclidean", "cosine"), strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from posthoc_inn.cli.edit import bundle_options
+from posthoc_inn.cli.bundles import bundle_of, bundle_options, load, side_of
 from posthoc_inn.cli.options import KeyValue
 from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, UnknownNameError
 
@@ -65,11 +65,10 @@ def command(
     problems.raise_if_any()
 
     from posthoc_inn import __version__
-    from posthoc_inn.cli.sample import load
     from posthoc_inn.report.analyses import write_analyses
 
-    where = bundle / "bundle" if (bundle / "bundle").is_dir() else bundle
-    interpreter, stored = load(where, model, weights, device)
+    where = bundle_of(bundle)
+    interpreter, stored = load(bundle, model, weights, device)
     has = {"t", *(["e"] if stored.concepts is not None else [])}
     if list_only:
         _list(manager, has, as_json)
@@ -88,7 +87,7 @@ def command(
         if not as_json:
             click.echo(f"{name} ...", err=True)
         sections.append(_run(manager, name, interpreter, images, seed, settings.get(name, {}), is_asked=bool(names)))
-    target = out or (bundle if (bundle / "bundle").is_dir() else bundle.parent) / "analysis"
+    target = out or where.parent / "analysis"
     lead = [f"Layer {stored.extractor['layer']} of {stored.model_class}; bundle {where}; images: {data}."]
     page, plain = write_analyses(f"What {stored.extractor['layer']} knows", lead, sections, target, __version__)
     if as_json:
@@ -146,9 +145,8 @@ def _images(name: str, root: str | None, given: dict[str, Any], stored: Any, see
     manager = get_plugin_manager()
     adapter = stored.adapter
     if sources.is_folder(manager, name):
-        side = max(adapter.image_size, sources.needed_side(adapter.spec) or 0)
         images = sources.folder_images(
-            Path(name), size=side, channels=adapter.channels, held_out=None, seed=seed, needed=None
+            Path(name), size=side_of(stored), channels=adapter.channels, held_out=None, seed=seed, needed=None
         ).held_out
     else:
         images = manager.build_dataset(name, root, train=False, seed=seed, **given)

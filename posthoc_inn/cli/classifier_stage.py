@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from lightning_fabric import Fabric
 
 from posthoc_inn.cache import Cache
 from posthoc_inn.cli.sources import Model
@@ -21,6 +19,7 @@ from posthoc_inn.images import BatchSource
 from posthoc_inn.progress import Reporter
 from posthoc_inn.training import History, train
 from posthoc_inn.training.classifier import ClassifierTask, labelled_rows, wake_last_layer
+from posthoc_inn.training.precision import fabric_for
 
 
 @dataclass(frozen=True)
@@ -123,12 +122,3 @@ def estimate(
     few = config.replace(steps=4, eval_every=0, checkpoint_every=100)
     train(task, few, fabric=fabric_for(device, precision), progress=tick)
     return config.steps * min(b - a for a, b in itertools.pairwise(times[:-1]))
-
-
-def fabric_for(device: torch.device, precision: Literal["32", "bf16"]) -> Fabric:
-    """Return the Fabric that trains on `device`."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    accelerator = {"cuda": "cuda", "mps": "mps"}.get(device.type, "cpu")
-    devices: Any = [device.index or 0] if accelerator == "cuda" else 1
-    mixed: Any = "bf16-mixed" if precision == "bf16" else "32-true"
-    return Fabric(accelerator=accelerator, devices=devices, precision=mixed)

@@ -8,27 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from posthoc_inn.cli.options import options
-from posthoc_inn.errors import DataError, Problems
+from posthoc_inn.cli.bundles import bundle_options, listed_images, load, read_images, write_picture
+from posthoc_inn.errors import Problems
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from posthoc_inn.interpreter import Interpreter
-
-
-def bundle_options(command: Any) -> Any:
-    """Add the options of every command that asks a fitted bundle."""
-    return options(
-        click.option("--bundle", type=click.Path(path_type=Path), required=True, help="What fit wrote: a bundle, or a "
-                     "run."),
-        click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="Your own model, when the bundle was fitted to "
-                     "one: a bundle never names code to import."),
-        click.option("--weights", metavar="FILE|NAME", help="The model's weights, when the bundle does not hold them."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-    )(command)  # fmt: skip
 
 
 @click.command("edit")
@@ -82,10 +66,7 @@ def command(
     problems.check(wrong is None, wrong or "")
     problems.raise_if_any()
 
-    from posthoc_inn.cli.sample import load
-
-    where = bundle / "bundle" if (bundle / "bundle").is_dir() else bundle
-    interpreter, stored = load(where, model, weights, device)
+    interpreter, stored = load(bundle, model, weights, device)
     names = list(interpreter.concepts.factor_names)
     result = draw(interpreter, stored, list(files), concept, source, count, target, steps, kind, out, seed)
     if as_json:
@@ -110,21 +91,17 @@ def draw(
     """Write the picture, and return what it shows."""
     import torch
 
-    from posthoc_inn.cli.sample import MAX_ROWS
     from posthoc_inn.drawing import picture_grid, to_png
-    from posthoc_inn.images import find_image_files
 
-    paths = [f for file in files for f in (find_image_files(file) if file.is_dir() else [file])]
-    if not paths or len(paths) > MAX_ROWS:
-        raise DataError(f"A picture takes 1 to {MAX_ROWS} images, got {len(paths)}.")
-    images = read(stored, paths)
+    paths = listed_images(files)
+    images = read_images(stored, paths)
     adapter, pipeline = interpreter.pipeline.adapter, interpreter.pipeline
     shown = adapter.to_images(images.to(pipeline.device)).cpu()
     plain = pipeline.decode(pipeline.encode(images)[0]).cpu()
     columns, labels = [shown[:, None], plain[:, None]], ["image", "recon-\nstructed"]
     with torch.no_grad():
         if source is not None:
-            other = read(stored, [source])
+            other = read_images(stored, [source])
             columns.append(
                 adapter.to_images(other.to(pipeline.device)).cpu()[:, None].expand(len(shown), -1, -1, -1, -1)
             )
@@ -136,26 +113,11 @@ def draw(
             labels += [f"{concept}\ndrawn"] * count
             told = f"{concept} drawn {count} times"
         else:
-            other = read(stored, [Path(str(target))])
+            other = read_images(stored, [Path(str(target))])
             columns.append(interpreter.walk(images, other, steps=steps, kind=kind, concept=concept).cpu())
             labels += [f"step {k + 1}" for k in range(steps)]
             told = f"walked to {Path(str(target)).name}" + (f" in {concept} alone" if concept else "")
     names = [path.name[:24] for path in paths]
     picture = to_png(picture_grid(torch.cat(columns, dim=1), row_labels=names, column_labels=labels, gaps=(2,)))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(picture)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror or error}.") from error
+    write_picture(out, picture)
     return {"out": str(out), "images": len(paths), "told": told, "concept": concept, "seed": seed}
-
-
-def read(stored: Any, paths: list[Path]) -> Tensor:
-    """Return images from files as the bundle's interpreter takes them, (B, C, H, W)."""
-    from posthoc_inn.cli.sources import needed_side
-    from posthoc_inn.images import apply_spec, stack_image_files
-
-    adapter = stored.adapter
-    side = max(adapter.image_size, needed_side(adapter.spec) or 0)
-    images = stack_image_files(paths, side, channels=adapter.channels)
-    return images if adapter.normalization is None else apply_spec(images, adapter.spec)

@@ -9,6 +9,7 @@ import torch
 
 from posthoc_inn.bundle import load_bundle
 from posthoc_inn.cli import sources
+from posthoc_inn.cli.bundles import bundle_of
 from posthoc_inn.cli.fit_options import Choice, FitOptions
 from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec
 from posthoc_inn.errors import BundleError, ConfigError
@@ -97,7 +98,7 @@ def open_autoencoder(options: FitOptions, config: FitConfig, size: int, channels
         return None
     path = Path(options.autoencoder)
     if path.is_dir():
-        shared = load_bundle(path / "bundle" if (path / "bundle").is_dir() else path).autoencoder
+        shared = load_bundle(bundle_of(path)).autoencoder
         own: AutoencoderConfig = shared.config  # type: ignore[assignment]
         if options.image_size not in (None, own.size) or own.channels != channels:
             raise BundleError(

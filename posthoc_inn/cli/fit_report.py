@@ -127,7 +127,7 @@ def _concept_sections(run: Run) -> list[tuple[str, Figure, str]]:
     interpreter = run.interpreter
     if run.concepts is None:
         return []
-    relevance = interpreter.concept_relevance(run.images.held_out, seed=run.options.seed)
+    relevance = interpreter.relevance_
     some = run.kept.take(EDITED)["images"]
     gallery = edit_gallery(interpreter.pipeline, interpreter.concepts, some)
     return [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from posthoc_inn import __version__
 from posthoc_inn.errors import ConfigError, DataError
+from posthoc_inn.files import replace_file
 
 FORMAT = 1
 FIT = "fit.json"
@@ -111,11 +111,9 @@ class RunDirectory:
             DataError: It cannot be written.
         """
         target = self.path / name
-        partial = target.with_name(name + ".partial")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-            os.replace(partial, target)
+            replace_file(target, content)
         except OSError as error:
             raise DataError(
                 f"{target} cannot be written: {error.strerror or error}. Choose another --out, or make room."

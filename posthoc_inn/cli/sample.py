@@ -8,19 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from posthoc_inn.errors import DataError
+from posthoc_inn.cli.bundles import bundle_options, listed_images, load, read_images, write_picture
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from posthoc_inn.bundle import Bundle
     from posthoc_inn.interpreter import Interpreter
 
-MAX_ROWS = 50
-
 
 @click.command("sample")
-@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="What fit wrote: a bundle, or a run.")
 @click.option(
     "--images",
     "files",
@@ -33,15 +28,7 @@ MAX_ROWS = 50
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True, help="The picture."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the samples.")
-@click.option(
-    "--model",
-    metavar="PACKAGE.MODULE:FACTORY",
-    help="Your own model, when the bundle was fitted to one: a bundle never names code to import.",
-)
-@click.option("--weights", metavar="FILE|NAME", help="The model's weights, when the bundle does not hold them.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@bundle_options
 def command(
     bundle: Path,
     files: tuple[Path, ...],
@@ -71,8 +58,7 @@ def command(
     problems.check(out.suffix.lower() == ".png", f"--out takes the name of a .png file, got {out}")
     problems.raise_if_any()
 
-    where = bundle / "bundle" if (bundle / "bundle").is_dir() else bundle
-    interpreter, stored = load(where, model, weights, device)
+    interpreter, stored = load(bundle, model, weights, device)
     result = draw(interpreter, stored, [*files, *more], count, seed, out)
     if as_json:
         click.echo(json.dumps(result, indent=2))
@@ -85,79 +71,18 @@ def command(
             )
 
 
-def load(where: Path, model: str | None, weights: str | None, device: str) -> tuple[Interpreter, Bundle]:
-    """Load a bundle and rebuild the model it was fitted to.
-
-    Raises:
-        BundleError: The bundle is damaged, or for another model.
-        DataError: The model cannot be rebuilt from what the bundle tells.
-    """
-    from posthoc_inn.bundle import load_bundle
-    from posthoc_inn.cli.fit_inputs import open_device
-    from posthoc_inn.interpreter import Interpreter
-
-    stored = load_bundle(where)
-    module = rebuild(stored, where, model, weights)
-    if device != "auto":
-        module.to(open_device(device))
-    return Interpreter.load(where, model=module, device=device), stored
-
-
-def rebuild(stored: Bundle, where: Path, model: str | None, weights: str | None) -> nn.Module:
-    """Build the explained model from a bundle's origin (a registered name, never code) or from what is given."""
-    from posthoc_inn.bundle import load_model_state
-    from posthoc_inn.cli import sources
-    from posthoc_inn.plugins import get_plugin_manager
-    from posthoc_inn.weights import load_into
-
-    origin = stored.origin
-    backbone = None if model is not None else origin.get("backbone")
-    if model is None and not isinstance(backbone, str):
-        was = origin.get("model")
-        told = f" ({was})" if isinstance(was, str) and was != "None" else ""
-        raise DataError(
-            f"The bundle {where} was fitted to a model of your own{told}. Pass it: --model PACKAGE.MODULE:FACTORY, and "
-            "--weights FILE where the factory does not load them."
-        )
-    holds_weights = origin.get("weights_file") is not None and weights is None
-    named: Any = weights
-    if weights is None and not holds_weights and model is None:
-        named = origin.get("weights")
-        if named not in (None, sources.NONE) and ("." in str(named) or named == sources.TRAIN):
-            raise DataError(
-                f"The bundle {where} was fitted to {backbone} with the weights {named}, which it does not hold. "
-                "Pass them: "
-                "--weights FILE."
-            )
-    classes = origin.get("num_classes")
-    built = sources.build_model(
-        get_plugin_manager(),
-        backbone=backbone,
-        model=model,
-        weights=named,
-        num_classes=classes if isinstance(classes, int) and 1 <= classes <= 1_000_000 else None,
-    )
-    if holds_weights:
-        load_into(built, load_model_state(where), source=str(where))
-    return built.eval()
-
-
 def draw(
     interpreter: Interpreter, stored: Bundle, files: list[Path], count: int, seed: int, out: Path
 ) -> dict[str, Any]:
     """Write the grid, and return what it shows."""
     import torch
 
-    from posthoc_inn.images import apply_spec, find_image_files, stack_image_files
     from posthoc_inn.pipeline import is_classification
     from posthoc_inn.report.figures import sample_grid, to_png
 
-    paths = [f for file in files for f in (find_image_files(file) if file.is_dir() else [file])]
-    if len(paths) > MAX_ROWS:
-        raise DataError(f"A grid takes up to {MAX_ROWS} images, got {len(paths)}; pass fewer.")
+    paths = listed_images(files)
     pipeline, adapter = interpreter.pipeline, interpreter.pipeline.adapter
-    images = stack_image_files(list(paths), _side(stored), channels=adapter.channels)
-    given: Tensor = images if adapter.normalization is None else apply_spec(images, adapter.spec)
+    given = read_images(stored, paths)
     with torch.no_grad():
         samples = interpreter.sample(given, n=count, seed=seed).cpu()
         mean, _ = pipeline.encode(given)
@@ -180,11 +105,7 @@ def draw(
         labels = [["" if k == own[i] else name(int(k)) for k in others[i]] for i in range(len(paths))]
         agreement = float((others == own[:, None]).double().mean())
     grid = to_png(sample_grid(pictures, reconstructions, samples, row_labels=rows, sample_labels=labels))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(grid)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror or error}.") from error
+    write_picture(out, grid)
     return {
         "out": str(out),
         "layer": stored.extractor["layer"],
@@ -192,10 +113,3 @@ def draw(
         "agreement": agreement,
         "images": [{"file": str(p), "prediction": k} for p, k in zip(paths, predictions, strict=True)],
     }
-
-
-def _side(stored: Bundle) -> int:
-    """Return the side at which files are read: what the model or the autoencoder needs, the larger one."""
-    from posthoc_inn.cli.sources import needed_side
-
-    return max(stored.adapter.image_size, needed_side(stored.adapter.spec) or 0)

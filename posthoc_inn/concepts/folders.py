@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from posthoc_inn.concepts.model import RANDOM, RESIDUAL
-from posthoc_inn.errors import ConfigError, DataError, Problems
+from posthoc_inn.errors import ConfigError, DataError, Problems, is_count
 from posthoc_inn.images import fit_canonical, load_image
 from posthoc_inn.images.files import FORMATS, SUFFIXES, PathLike
 
@@ -70,12 +69,12 @@ class FolderPairs:
         offset: int | None = None,
     ) -> None:
         problems = Problems("FolderPairs")
-        problems.check(_is_count(size, 1), f"size must be a positive whole number of pixels, got {size!r}")
+        problems.check(is_count(size, 1), f"size must be a positive whole number of pixels, got {size!r}")
         problems.check(channels in (1, 3), f"channels must be 1 or 3, got {channels!r}")
         problems.check(
             (data is None) != (offset is None), "pass either data or offset: the images are numbered on from there"
         )
-        problems.check(offset is None or _is_count(offset, 0), f"offset must be 0 or more, got {offset!r}")
+        problems.check(offset is None or is_count(offset, 0), f"offset must be 0 or more, got {offset!r}")
         problems.check(data is None or isinstance(data, Sized), f"data must have a length, got {type(data).__name__}")
         problems.raise_if_any()
         self.root = Path(root)
@@ -100,7 +99,7 @@ class FolderPairs:
         Raises:
             ConfigError: `n` is no number of pairs.
         """
-        if not _is_count(n, 0):
+        if not is_count(n, 0):
             raise ConfigError(f"pairs takes a whole number of pairs, got {n!r}.")
         generator = torch.Generator().manual_seed(seed)
         group = torch.randint(len(self._counts), (n,), generator=generator)
@@ -125,10 +124,6 @@ class FolderImages(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return fit_canonical(load_image(self.files[index])[None], self.size, self.channels)[0]
-
-
-def _is_count(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 def _read_layout(root: Path) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from posthoc_inn.concepts.attributes import AttributeSource, attributes_of, read_table
 from posthoc_inn.errors import ConfigError, DataError, UnknownNameError
+from posthoc_inn.images import BatchSource
 from posthoc_inn.protocols import ConceptSource
 
 LABELS = "labels"
@@ -119,13 +120,7 @@ def _sized(source: AttributeSource, data: Any) -> AttributeSource:
 
 def length_of(data: Any) -> int | None:
     """Return the number of images of data that knows it."""
-    data = underlying(data)
-    if isinstance(data, (tuple, list)) and data and isinstance(data[0], Tensor) and data[0].ndim == 4:
-        data = data[0]
-    try:
-        return len(data)
-    except TypeError:
-        return None
+    return BatchSource(underlying(data)).length
 
 
 def underlying(data: Any) -> Any:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from posthoc_inn.concepts.model import RANDOM, RESIDUAL
 from posthoc_inn.concepts.style_features import MIN_SIDE
 from posthoc_inn.concepts.stylize import Progress, Stylizer
-from posthoc_inn.errors import ConfigError, DataError, PosthocInnWarning, Problems, ShapeError
+from posthoc_inn.errors import ConfigError, DataError, PosthocInnWarning, Problems, ShapeError, is_count
 from posthoc_inn.images import fit_canonical, load_image, match_channels
 from posthoc_inn.images.convert import read_sample
 from posthoc_inn.images.files import PathLike
@@ -102,9 +102,9 @@ class SketchSource:
         problems.check(
             callable(stylize), f"stylize must be a StyleTransfer or another Stylizer, got {type(stylize).__name__}"
         )
-        problems.check(_is_count(images, 2), f"images must be a whole number of at least 2, got {images!r}")
-        problems.check(size is None or _is_count(size, MIN_SIDE), f"size must be {MIN_SIDE} px or more, got {size!r}")
-        problems.check(_is_count(seed, 0), f"seed must be a whole number of at least 0, got {seed!r}")
+        problems.check(is_count(images, 2), f"images must be a whole number of at least 2, got {images!r}")
+        problems.check(size is None or is_count(size, MIN_SIDE), f"size must be {MIN_SIDE} px or more, got {size!r}")
+        problems.check(is_count(seed, 0), f"seed must be a whole number of at least 0, got {seed!r}")
         problems.check(
             hasattr(data, "__len__") and hasattr(data, "__getitem__"),
             f"data must be a map-style data set, got {type(data).__name__}",
@@ -144,7 +144,7 @@ class SketchSource:
         Raises:
             ConfigError: `n` is no number of pairs.
         """
-        if not _is_count(n, 0):
+        if not is_count(n, 0):
             raise ConfigError(f"pairs takes a whole number of pairs, got {n!r}.")
         generator = torch.Generator().manual_seed(seed)
 
@@ -266,10 +266,6 @@ class StylizedImages(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         number = range(len(self))[index]  # raises IndexError, and takes negative ones
         return self.source.image(number)
-
-
-def _is_count(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 def _sketch(given: Tensor | PathLike, which: str, channels: int) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from posthoc_inn.concepts.style_features import MIN_SIDE, StyleFeatures, gram
 from posthoc_inn.config import ImageSpec
-from posthoc_inn.errors import PosthocInnWarning, Problems, ShapeError, TrainingError
+from posthoc_inn.errors import PosthocInnWarning, Problems, ShapeError, TrainingError, is_count
 from posthoc_inn.fingerprint import fingerprint
 from posthoc_inn.images import fit_canonical, match_channels
 from posthoc_inn.images.spec import check_canonical
@@ -110,9 +110,9 @@ class StyleTransfer:
         good = isinstance(style_weight, (int, float)) and math.isfinite(style_weight) and style_weight > 0
         problems.check(good, f"style_weight must be positive, got {style_weight!r}")
         for name, value, low in (("steps", steps, 1), ("batch_size", batch_size, 1), ("width", width, 1)):
-            problems.check(_is_count(value, low), f"{name} must be a whole number of at least {low}, got {value!r}")
-        problems.check(side is None or _is_count(side, MIN_SIDE), f"side must be {MIN_SIDE} or more, got {side!r}")
-        problems.check(_is_count(seed, 0), f"seed must be a whole number of at least 0, got {seed!r}")
+            problems.check(is_count(value, low), f"{name} must be a whole number of at least {low}, got {value!r}")
+        problems.check(side is None or is_count(side, MIN_SIDE), f"side must be {MIN_SIDE} or more, got {side!r}")
+        problems.check(is_count(seed, 0), f"seed must be a whole number of at least 0, got {seed!r}")
         problems.raise_if_any()
         self._features = StyleFeatures(model, ImageSpec() if spec is None else spec, side)
         self._options: dict[str, Any] = {
@@ -323,10 +323,6 @@ def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int =
         nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, padding_mode="reflect"),
         nn.InstanceNorm2d(channels_out, affine=True),
     )
-
-
-def _is_count(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 def _check(images: Tensor, sketch: Tensor) -> None:

@@ -30,10 +30,9 @@ COUPLINGS: Mapping[str, CouplingFactory] = {"affine": AffineCoupling, "spline": 
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch `module` to eval mode inside the block and give every submodule its own train flag back."""
+def _keeping_flags(module: nn.Module) -> Iterator[None]:
+    """Give every submodule its own train flag back after the block."""
     flags = [(m, m.training) for m in module.modules()]
-    module.eval()
     try:
         yield
     finally:
@@ -42,16 +41,20 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Switch `module` to eval mode inside the block and give every submodule its own train flag back."""
+    with _keeping_flags(module):
+        module.eval()
+        yield
+
+
+@contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
     """Take the train flags off inside the block, and nothing else: a flow's memory for training is kept."""
-    flags = [(m, m.training) for m in module.modules()]
-    for m, _ in flags:
-        m.training = False
-    try:
+    with _keeping_flags(module):
+        for m in module.modules():
+            m.training = False
         yield
-    finally:
-        for m, flag in flags:
-            m.training = flag
 
 
 class Block(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset, TensorDataset
 
-from posthoc_inn.errors import DataError, Problems
+from posthoc_inn.errors import DataError, Problems, is_count
 from posthoc_inn.images.convert import (
     IMAGE_KEYS,
     Labels,
@@ -109,9 +109,9 @@ class BatchSource:
             DataError: `data` is nothing that can be read more than once.
         """
         problems = Problems("BatchSource")
-        problems.check(_is_count(batch_size, 1), f"batch_size must be at least 1, got {batch_size!r}")
-        problems.check(limit is None or _is_count(limit, 2), f"limit must be None or at least 2, got {limit!r}")
-        problems.check(_is_count(seed, 0), f"seed must be a whole number of at least 0, got {seed!r}")
+        problems.check(is_count(batch_size, 1), f"batch_size must be at least 1, got {batch_size!r}")
+        problems.check(limit is None or is_count(limit, 2), f"limit must be None or at least 2, got {limit!r}")
+        problems.check(is_count(seed, 0), f"seed must be a whole number of at least 0, got {seed!r}")
         problems.raise_if_any()
         if isinstance(data, BatchSource):
             limit = min((n for n in (limit, data.limit) if n is not None), default=None)
@@ -285,10 +285,6 @@ class BatchSource:
 
 
 Reader = Callable[[], Iterator[tuple[Sample, "Tensor | None"]]]
-
-
-def _is_count(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 def _head(batch: Batch, n: int) -> Batch:

@@ -93,16 +93,26 @@ def in_order(data: Any) -> Any:
     """
     if not isinstance(data, DataLoader) or type(data.sampler) is not RandomSampler or data.batch_size is None:
         return data
+    return _like(data, data.dataset, batch_size=data.batch_size)
+
+
+def _like(
+    loader: DataLoader[Any], dataset: Any, *, batch_size: int | None, shuffle: bool = False, drop_last: bool = False
+) -> DataLoader[Any]:
+    """Return a loader of `dataset` with the workers and the collate function of `loader`."""
     return DataLoader(
-        data.dataset,
-        batch_size=data.batch_size,
-        num_workers=data.num_workers,
-        collate_fn=data.collate_fn,
-        pin_memory=data.pin_memory,
-        timeout=data.timeout,
-        worker_init_fn=data.worker_init_fn,
-        multiprocessing_context=data.multiprocessing_context if data.num_workers else None,
-        prefetch_factor=data.prefetch_factor,
+        dataset,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=drop_last,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context if loader.num_workers else None,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
     )
 
 
@@ -141,19 +151,12 @@ def _part(loader: DataLoader[Any], rows: Sequence[int], *, is_training: bool) ->
     batch_size = loader.batch_size
     if batch_size is None and loader.batch_sampler is not None:
         batch_size = getattr(loader.batch_sampler, "batch_size", None) or 64
-    return DataLoader(
+    return _like(
+        loader,
         Subset(loader.dataset, rows),
         batch_size=batch_size,
         shuffle=is_training and type(loader.sampler) is not SequentialSampler,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
         drop_last=loader.drop_last and is_training and len(rows) >= (batch_size or 1),
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context if loader.num_workers else None,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
     )
 
 

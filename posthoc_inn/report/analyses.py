@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -14,8 +13,10 @@ from matplotlib.figure import Figure
 
 from posthoc_inn.drawing import to_data_uri
 from posthoc_inn.errors import DataError
-from posthoc_inn.report.style import CSS
+from posthoc_inn.files import replace_file
+from posthoc_inn.report.html import page
 
+PAPERS = "MSC: Making Sense of CNNs (ECCV 2020). IIN: A Disentangling Invertible Interpretation Network (CVPR 2020)."
 MAX_ROWS = 60
 """Rows of figures a section shows; all of them are in the JSON file."""
 
@@ -53,19 +54,7 @@ def render_analyses(heading: str, lead: Sequence[str], sections: Sequence[Analys
         f"<header><h1>{escape(heading)}</h1>" + "".join(f"<p class='lead'>{escape(t)}</p>" for t in lead) + "</header>"
     ]
     body += [_section(section) for section in sections]
-    told = f" {escape(version)}" if version else ""
-    return (
-        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; img-src data:; "
-        "style-src 'unsafe-inline'\">"
-        f"<title>{escape(heading)}</title><style>{CSS}</style></head>\n<body><main>\n"
-        + "\n".join(body)
-        + f"\n<footer>Made by posthoc_inn{told}. MSC: Making Sense of CNNs (ECCV 2020). IIN: A Disentangling "
-        "Invertible Interpretation Network (CVPR 2020). This file is complete in itself and contains no "
-        "script.</footer>\n"
-        "</main></body></html>\n"
-    )
+    return page(heading, body, PAPERS, version)
 
 
 def write_analyses(
@@ -87,9 +76,7 @@ def write_analyses(
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
+            replace_file(path, text)
     except OSError as error:
         raise DataError(f"The analyses cannot be written to {out}: {error}.") from error
     html, plain = texts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from posthoc_inn.errors import DataError
+from posthoc_inn.files import replace_file
 from posthoc_inn.report import figures
 from posthoc_inn.report.findings import Finding, findings, percent
 from posthoc_inn.report.style import CSS, STAGE_COLORS
@@ -74,10 +74,8 @@ def write_report(content: ReportContent, path: Path) -> None:
     Raises:
         DataError: The file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(render(content), encoding="utf-8")
-        os.replace(partial, path)
+        replace_file(path, render(content))
     except OSError as error:
         raise DataError(f"The report cannot be written to {path}: {error}.") from error
 
@@ -97,15 +95,27 @@ def render(content: ReportContent) -> str:
         _seconds(content.metrics.get("seconds") or {}),
         _settings(content),
     ]
-    version = f" {escape(content.version)}" if content.version else ""
+    return page(content.title, body, "MSC: Making Sense of CNNs (ECCV 2020).", content.version)
+
+
+def page(title: str, body: Iterable[str], papers: str, version: str) -> str:
+    """Return an HTML document that needs nothing from elsewhere and runs nothing.
+
+    Args:
+        title: Its title, as text.
+        body: Parts of it, as HTML; empty ones are left out.
+        papers: What the footer says of abbreviations, as text.
+        version: Of this program, or "".
+    """
+    told = f" {escape(version)}" if version else ""
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; img-src data:; "
         "style-src 'unsafe-inline'\">"
-        f"<title>{escape(content.title)}</title><style>{CSS}</style></head>\n<body><main>\n"
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>\n<body><main>\n"
         + "\n".join(part for part in body if part)
-        + f"\n<footer>Made by posthoc_inn{version}. MSC: Making Sense of CNNs (ECCV 2020). "
+        + f"\n<footer>Made by posthoc_inn{told}. {escape(papers)} "
         "This file is complete in itself and contains no script.</footer>\n</main></body></html>\n"
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -24,12 +26,17 @@ class Rows:
         caches: Each with the column `mean`, and `std` unless `noise` is given.
         mean: Name of the column: "mean" for latents, "z" for a layer's representations, which are flattened.
         noise: Deviation (D,) of the noise added to `mean` where there is no column of deviations.
+
+    Attributes:
+        shape: Of one row before it is flattened.
+        dim: D.
     """
 
     def __init__(self, *caches: Cache, mean: str = "mean", noise: Tensor | None = None) -> None:
         self.caches = caches
         self.column, self.noise = mean, noise
-        self.dim = int(torch.Size(caches[0][mean].shape).numel())
+        self.shape = caches[0][mean].shape
+        self.dim = math.prod(self.shape)
 
     def __len__(self) -> int:
         return sum(len(cache) for cache in self.caches)

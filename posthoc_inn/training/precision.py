@@ -1,12 +1,14 @@
-"""Which precision the matrix products run in: measured once, on this machine."""
+"""Where training runs, and in which precision its matrix products: measured once, on this machine."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import time
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from lightning_fabric import Fabric
 
 from posthoc_inn.config import Precision
 from posthoc_inn.errors import ConfigError, suggest
@@ -57,6 +59,15 @@ def choose_precision(precision: Precision, device: torch.device) -> Literal["32"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "32"
     return "bf16" if device.type == "cpu" and bf16_gain() >= MIN_GAIN else "32"
+
+
+def fabric_for(device: torch.device, precision: Literal["32", "bf16"]) -> Fabric:
+    """Return the Fabric that trains on `device`."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    accelerator = {"cuda": "cuda", "mps": "mps"}.get(device.type, "cpu")
+    devices: Any = [device.index or 0] if accelerator == "cuda" else 1
+    mixed: Any = "bf16-mixed" if precision == "bf16" else "32-true"
+    return Fabric(accelerator=accelerator, devices=devices, precision=mixed)
 
 
 def choose_device(device: str, *, like: torch.nn.Module | None = None) -> torch.device:

@@ -44,7 +44,7 @@ def fitted():
     rows, values = world()
     held_out, held_values = world(2000, seed=7)
     bound = BoundConcepts(AttributeSource(values), AttributeSource(held_values), "z_bar", (2, 2, 2))
-    return fit_concepts(bound, Rows(rows), Rows(held_out), shape=(6,), config=SMALL), held_out, held_values
+    return fit_concepts(bound, Rows(rows), Rows(held_out), config=SMALL), held_out, held_values
 
 
 def correlation(a, b):
@@ -109,7 +109,7 @@ def test_the_random_factor_is_learned_beside_the_others():
     bound = BoundConcepts(AttributeSource(values), None, "z_bar", None)
     config = SMALL.replace(random=True, training=SMALL.training.replace(steps=20))
     told = []
-    found = fit_concepts(bound, Rows(rows), Rows(rows), shape=(6,), config=config, note=told.append)
+    found = fit_concepts(bound, Rows(rows), Rows(rows), config=config, note=told.append)
     assert found.model.names == ("kind", "color", RANDOM)
     assert abs(found.scores[RANDOM]) < 0.05
     assert found.history.rows
@@ -118,7 +118,7 @@ def test_the_random_factor_is_learned_beside_the_others():
 def test_without_concepts_e_is_a_density(tmp_path):
     rows, _ = world(2000)
     bound = BoundConcepts(None, None, "z_bar", None)
-    found = fit_concepts(bound, Rows(rows), Rows(rows), shape=(6,), config=SMALL)
+    found = fit_concepts(bound, Rows(rows), Rows(rows), config=SMALL)
     assert found.model.names == ()
     assert found.model.factor_dims == (6,)
     x = Rows(rows).drawn(torch.arange(2000), torch.Generator().manual_seed(3))
@@ -131,7 +131,7 @@ def test_a_resumed_e_ends_like_one_that_ran_through(tmp_path):
     rows, values = world(1000)
     bound = BoundConcepts(AttributeSource(values), None, "z_bar", (2, 2, 2))
     config = SMALL.replace(training=SMALL.training.replace(steps=100))
-    whole = fit_concepts(bound, Rows(rows), Rows(rows), shape=(6,), config=config)
+    whole = fit_concepts(bound, Rows(rows), Rows(rows), config=config)
 
     def stop(step, total, figures):
         if step == 70:
@@ -139,8 +139,8 @@ def test_a_resumed_e_ends_like_one_that_ran_through(tmp_path):
 
     path = tmp_path / "e.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        fit_concepts(bound, Rows(rows), Rows(rows), shape=(6,), config=config, checkpoint=path, progress=stop)
-    resumed = fit_concepts(bound, Rows(rows), Rows(rows), shape=(6,), config=config, checkpoint=path, resume=True)
+        fit_concepts(bound, Rows(rows), Rows(rows), config=config, checkpoint=path, progress=stop)
+    resumed = fit_concepts(bound, Rows(rows), Rows(rows), config=config, checkpoint=path, resume=True)
     for one, other in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
 
@@ -150,7 +150,7 @@ def test_sizes_that_do_not_fit_are_refused():
     for sizes in ((2, 2), (3, 2, 2), (6, 1, -1)):
         bound = BoundConcepts(AttributeSource(values), None, "z_bar", sizes)
         with pytest.raises(ConfigError, match=r"sizes must be 3 widths \(residual, kind, color\) that add up to 6"):
-            fit_concepts(bound, Rows(rows), Rows(rows), shape=(6,), config=SMALL)
+            fit_concepts(bound, Rows(rows), Rows(rows), config=SMALL)
 
 
 def test_e_over_z_gets_noise_and_a_layer_that_is_too_large_is_refused():

@@ -1,0 +1,140 @@
+"""What the commands that ask a fitted bundle share: their options, loading, reading images, writing the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from posthoc_inn.cli.options import options
+from posthoc_inn.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from posthoc_inn.bundle import Bundle
+    from posthoc_inn.interpreter import Interpreter
+
+MAX_ROWS = 50
+"""Images a picture shows at the most, a row each."""
+
+
+def bundle_of(path: Path) -> Path:
+    """Return the bundle of a run's directory, or `path` itself."""
+    return path / "bundle" if (path / "bundle").is_dir() else path
+
+
+def bundle_options(command: Any) -> Any:
+    """Add the options of every command that asks a fitted bundle."""
+    return options(
+        click.option("--bundle", type=click.Path(path_type=Path), required=True, help="What fit wrote: a bundle, or a "
+                     "run."),
+        click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="Your own model, when the bundle was fitted to "
+                     "one: a bundle never names code to import."),
+        click.option("--weights", metavar="FILE|NAME", help="The model's weights, when the bundle does not hold them."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    )(command)  # fmt: skip
+
+
+def load(path: Path, model: str | None, weights: str | None, device: str) -> tuple[Interpreter, Bundle]:
+    """Load a bundle, or that of a run, and rebuild the model it was fitted to.
+
+    Raises:
+        BundleError: The bundle is damaged, or for another model.
+        DataError: The model cannot be rebuilt from what the bundle tells.
+    """
+    from posthoc_inn.bundle import load_bundle
+    from posthoc_inn.cli.fit_inputs import open_device
+    from posthoc_inn.interpreter import Interpreter
+
+    where = bundle_of(path)
+    stored = load_bundle(where)
+    module = rebuild(stored, where, model, weights)
+    if device != "auto":
+        module.to(open_device(device))
+    return Interpreter.load(where, model=module, device=device), stored
+
+
+def rebuild(stored: Bundle, where: Path, model: str | None, weights: str | None) -> nn.Module:
+    """Build the explained model from a bundle's origin (a registered name, never code) or from what is given."""
+    from posthoc_inn.bundle import load_model_state
+    from posthoc_inn.cli import sources
+    from posthoc_inn.plugins import get_plugin_manager
+    from posthoc_inn.weights import load_into
+
+    origin = stored.origin
+    backbone = None if model is not None else origin.get("backbone")
+    if model is None and not isinstance(backbone, str):
+        was = origin.get("model")
+        told = f" ({was})" if isinstance(was, str) and was != "None" else ""
+        raise DataError(
+            f"The bundle {where} was fitted to a model of your own{told}. Pass it: --model PACKAGE.MODULE:FACTORY, and "
+            "--weights FILE where the factory does not load them."
+        )
+    holds_weights = origin.get("weights_file") is not None and weights is None
+    named: Any = weights
+    if weights is None and not holds_weights and model is None:
+        named = origin.get("weights")
+        if named not in (None, sources.NONE) and ("." in str(named) or named == sources.TRAIN):
+            raise DataError(
+                f"The bundle {where} was fitted to {backbone} with the weights {named}, which it does not hold. "
+                "Pass them: "
+                "--weights FILE."
+            )
+    classes = origin.get("num_classes")
+    built = sources.build_model(
+        get_plugin_manager(),
+        backbone=backbone,
+        model=model,
+        weights=named,
+        num_classes=classes if isinstance(classes, int) and 1 <= classes <= 1_000_000 else None,
+    )
+    if holds_weights:
+        load_into(built, load_model_state(where), source=str(where))
+    return built.eval()
+
+
+def listed_images(files: list[Path]) -> list[Path]:
+    """Return image files, those in folders included.
+
+    Raises:
+        DataError: They are more than a picture shows, or a folder holds none.
+    """
+    from posthoc_inn.images import find_image_files
+
+    paths = [f for file in files for f in (find_image_files(file) if file.is_dir() else [file])]
+    if len(paths) > MAX_ROWS:
+        raise DataError(f"A grid takes up to {MAX_ROWS} images, got {len(paths)}; pass fewer.")
+    return paths
+
+
+def read_images(stored: Bundle, paths: list[Path]) -> Tensor:
+    """Return images from files as the bundle's interpreter takes them, (B, C, H, W)."""
+    from posthoc_inn.images import apply_spec, stack_image_files
+
+    adapter = stored.adapter
+    images = stack_image_files(list(paths), side_of(stored), channels=adapter.channels)
+    return images if adapter.normalization is None else apply_spec(images, adapter.spec)
+
+
+def side_of(stored: Bundle) -> int:
+    """Return the side at which files are read: what the model or the autoencoder needs, the larger one."""
+    from posthoc_inn.cli.sources import needed_side
+
+    return max(stored.adapter.image_size, needed_side(stored.adapter.spec) or 0)
+
+
+def write_picture(out: Path, png: bytes) -> None:
+    """Write a picture.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(png)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror or error}.") from error
