@@ -203,7 +203,8 @@ class Column:
 
     def span(self, start: int, stop: int) -> Tensor:
         """Return rows `start` to `stop`, without the latter, as a tensor of its own."""
-        if not self.is_on_disk:
+        if not self.is_on_disk or not self._path.exists():
+            # After a fit the run's cache is removed; what was mapped before can still be read.
             return self.tensor()[start:stop].clone()
         # Read, not mapped: the system reads ahead, whatever was advised for the mapping.
         count = max(0, min(stop, self._length) - start)

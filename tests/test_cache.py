@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -150,3 +152,14 @@ def test_a_missing_column_names_those_there_are():
 def test_pictures_lose_less_than_half_a_level():
     images = torch.rand(4, 3, 8, 8)
     assert (unit(pixels(images)) - images).abs().max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not remove a file that is mapped")
+def test_rows_that_were_mapped_can_be_read_after_their_files_are_gone(tmp_path):
+    cache = Cache(tmp_path / "rows", 0)
+    values = torch.arange(12.0).reshape(6, 2)
+    cache.append(z=values)
+    assert cache.is_on_disk
+    cache["z"].tensor()
+    shutil.rmtree(tmp_path / "rows")
+    assert torch.equal(torch.cat([part for (part,) in cache.batches(4, "z")]), values)
