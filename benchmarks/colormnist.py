@@ -11,94 +11,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from posthoc_inn import Interpreter
 from posthoc_inn.cache import Cache
-from posthoc_inn.config import ConditionerConfig, FlowConfig, ImageSpec, TrainConfig
+from posthoc_inn.config import ConditionerConfig, FlowConfig, TrainConfig
 from posthoc_inn.datasets.color_digits import ColorizedDigits
 from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
 from posthoc_inn.plugins import get_plugin_manager
-from posthoc_inn.progress import make_reporter
 from posthoc_inn.report.figures import sample_grid
 from posthoc_inn.training import train
 from posthoc_inn.training.precision import choose_precision
 from posthoc_inn.training.tasks import FlowTask, flow_likelihood
 
-SPEC = ImageSpec(size=(28, 28), mean=(0.5,), std=(0.5,))
-LAYER = "features.11"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
-
-class ClassifierLoss(nn.Module):
-    """Cross-entropy of a network on canonical images (B, C, H, W) and classes (B,)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy, a scalar in nats."""
-        return F.cross_entropy(self.network(images * 2 - 1), labels)
-
-
-class ClassifierTask:
-    """SqueezeNet from scratch on digits painted anew for every batch."""
-
-    name = "classifier"
-
-    def __init__(self, network: nn.Module, data: ColorizedDigits, held_out: ColorizedDigits, batch_size: int) -> None:
-        self.module = ClassifierLoss(network)
-        self.data, self.held_out_data, self.batch_size = data, held_out, batch_size
-
-    def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return images (B, 3, 28, 28) and digits (B,)."""
-        index = torch.randint(len(self.data), (self.batch_size,), generator=generator)
-        return self.data.images(index), self.data.digits[index % len(self.data.digits)]
-
-    def held_out(self) -> dict[str, float]:
-        """Return cross-entropy and accuracy on held-out digits."""
-        loss = hits = 0.0
-        index = torch.arange(len(self.held_out_data))
-        for part in index.split(500):
-            logits = self.module.network(self.held_out_data.images(part) * 2 - 1)
-            digits = self.held_out_data.digits[part]
-            loss += float(F.cross_entropy(logits, digits, reduction="sum"))
-            hits += float((logits.argmax(1) == digits).sum())
-        return {"loss": loss / len(index), "accuracy": hits / len(index)}
-
-
-def train_classifier(
-    model: nn.Module, data: ColorizedDigits, held_out: ColorizedDigits, steps: int, seed: int, out: Path
-) -> None:
-    """Train SqueezeNet from torchvision's own initialisation with Adam 1e-4, in place."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                if module is model.classifier[1]:
-                    nn.init.normal_(module.weight, mean=0.0, std=0.01)
-                else:
-                    nn.init.kaiming_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-    model.to(memory_format=torch.channels_last)
-    config = TrainConfig(
-        steps=steps, batch_size=64, optimizer="adam", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.0, warmup=0.0,
-        final_lr=1.0, clip=0.0, eval_every=max(1, steps // 7), patience=0, checkpoint_every=1000, seed=seed,
-    )  # fmt: skip
-    with make_reporter(None) as reporter:
-        reporter.stage("classifier", steps)
-        history = train(
-            ClassifierTask(model, data, held_out, 64), config, checkpoint=out / "classifier.safetensors", resume=True,
-            progress=lambda step, total, figures: reporter.advance(step, figures),
-        )  # fmt: skip
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, str(out / "squeezenet.safetensors"))
-    print(f"classifier: {steps:,} steps in {history.seconds:.0f} s", flush=True)
+from color_mnist import LAYER, SPEC, ClassifierTask, train_classifier
 
 
 def plain_recipe(interpreter: Interpreter, steps: int, threads: int) -> dict[str, float]:
@@ -154,11 +86,13 @@ def main() -> None:
         return manager.build_dataset("color-mnist", arguments.data_dir, train=train_part, seed=seed, draws=draws)
 
     held_out = data(False, 1, 11)
-    model = manager.build_backbone("squeezenet1_1", weights=arguments.weights, num_classes=10)
-    if arguments.weights is None:
-        train_classifier(model, data(True, 15, 10), held_out, 20 if few else 14_000, arguments.seed, out)
+    weights = arguments.weights
+    if weights is None:
+        steps = 20 if few else 14_000
+        weights = train_classifier(arguments.data_dir, out / "classifier", [steps], seed=arguments.seed)[float(steps)]
+    model = manager.build_backbone("squeezenet1_1", weights=str(weights), num_classes=10)
     with torch.no_grad():
-        accuracy = ClassifierTask(model.eval(), held_out, held_out, 64).held_out()["accuracy"]
+        accuracy = ClassifierTask(model.eval(), held_out, held_out, {}).held_out()["accuracy"]
     print(f"classifier: accuracy {accuracy:.4f}", flush=True)
 
     interpreter = Interpreter(model, LAYER, spec=SPEC, preset=arguments.preset, seed=0)
