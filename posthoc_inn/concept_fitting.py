@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from posthoc_inn.cache import Cache
-from posthoc_inn.concepts import ConceptModel, LabelsOf, Space, WithRandom, factor_sizes, shared_score
+from posthoc_inn.concepts import (
+    RANDOM,
+    RESIDUAL,
+    ConceptModel,
+    LabelsOf,
+    Space,
+    WithRandom,
+    factor_sizes,
+    shared_directions,
+    shared_score,
+)
 from posthoc_inn.config import ConceptConfig, FlowConfig
 from posthoc_inn.errors import ConfigError, DataError
 from posthoc_inn.flows import FactorFlow, set_compute_dtype
@@ -19,6 +29,7 @@ from posthoc_inn.protocols import ConceptSource
 from posthoc_inn.reading import IMAGE, LABEL
 from posthoc_inn.training import History, train
 from posthoc_inn.training.factors import DensityTask, FactorTask, Rows
+from posthoc_inn.training.moments import pair_moments
 from posthoc_inn.training.pairs import RowPairs
 from posthoc_inn.training.precision import fabric_for
 
@@ -27,6 +38,10 @@ SIZING_PAIRS = 4096
 """Pairs that each concept's score is measured on."""
 MAX_Z = 8192
 """Values of z that a flow of fully connected networks can be asked to model."""
+MAX_ALIGNED = 1024
+"""Widest latents for which e starts aligned: its linear map has D² numbers, and takes D³ steps to find."""
+ROWS_A_DIM = 4
+"""Rows a dimension that this needs: with fewer, directions that the pairs share are mostly chance."""
 Z_NOISE = 0.1
 """Noise added to a layer's z, which is deterministic and would have an infinite likelihood, in its deviations."""
 
@@ -183,13 +198,13 @@ def estimate_sizes(rows: Rows, pairs: RowPairs, *, seed: int = 0) -> tuple[tuple
     return factor_sizes(scores, rows.dim), scores
 
 
-def build_factor_flow(config: ConceptConfig, sizes: Sequence[int], seed: int) -> FactorFlow:
+def build_factor_flow(config: ConceptConfig, sizes: Sequence[int], seed: int, *, aligned: bool = False) -> FactorFlow:
     """Return an untrained e with factors of the given widths, residual first."""
     flow = FlowConfig(
         dim=sum(sizes), blocks=config.blocks, width=config.width, depth=config.depth, dropout=config.dropout,
         activation=config.activation, separate_nets=config.separate_nets, seed=seed,
     )  # fmt: skip
-    return FactorFlow(flow, sizes)
+    return FactorFlow(flow, sizes, aligned=aligned)
 
 
 def fit_concepts(
@@ -230,7 +245,7 @@ def fit_concepts(
     if bound.note:
         note(bound.note)
     names: tuple[str, ...] = ()
-    sizes = bound.sizes
+    sizes = bound.sizes if bound.sizes is not None or bound.source is None else config.sizes
     scores: dict[str, float] = {}
     pairs = None
     if bound.source is not None:
@@ -242,10 +257,21 @@ def fit_concepts(
     if len(sizes) != len(names) + 1 or sum(sizes) != rows.dim or min(sizes) < 1:
         told = ", ".join(("residual", *names))
         raise ConfigError(f"sizes must be {len(names) + 1} widths ({told}) that add up to {rows.dim}, got {sizes}.")
-    flow = build_factor_flow(config, sizes, seed).to(device)
-    generator = torch.Generator().manual_seed(seed)
-    some = torch.randperm(len(rows), generator=generator)[:INITIALIZATION_ROWS]
-    flow.initialize(rows.drawn(some, generator).to(device))
+    can_align = rows.dim <= MAX_ALIGNED and len(rows) >= ROWS_A_DIM * rows.dim
+    flow = build_factor_flow(config, sizes, seed, aligned=config.aligned and pairs is not None and can_align)
+    if flow.alignment is not None and pairs is not None:
+        moments = pair_moments(rows, pairs, seed=seed)
+        # The residual and the random concept, which pairs have in common by chance only, take what is left.
+        common = [
+            None if name in (RESIDUAL, RANDOM) else c
+            for name, c in zip((RESIDUAL, *names), moments.shared, strict=True)
+        ]
+        flow.align(moments.mean, shared_directions(moments.total, common, sizes))
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        some = torch.randperm(len(rows), generator=generator)[:INITIALIZATION_ROWS]
+        flow.initialize(rows.drawn(some, generator))
+    flow = flow.to(device)
     set_compute_dtype(flow, torch.bfloat16 if precision == "bf16" else None)
     task: FactorTask | DensityTask
     if pairs is None:

@@ -54,7 +54,8 @@ def request(
     elif not is_share(held_out) and isinstance(source, AttributeSource) and not isinstance(concepts, Mapping):
         # A data set's own attributes: the held-out one has them too, unless it has none.
         with contextlib.suppress(DataError, UnknownNameError):
-            aside = as_source(list(source.names), held_out, seed=seed)
+            found = as_source(list(source.names), held_out, seed=seed)
+            aside = source.over(found.values) if isinstance(found, AttributeSource) else found
     wanted = ConceptRequest(source, aside, space, length=length_of(data))
     data = in_order(data)
     if is_share(held_out):

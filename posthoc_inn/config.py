@@ -331,6 +331,10 @@ class ConceptConfig(Config):
         activation: Their activation.
         separate_nets: Separate scale and shift networks.
         rho: Correlation of a shared factor between the two images of a pair; 0.9 in MSC, 0.975 in its code.
+        aligned: Start e where its factors are told apart linearly, by second moments of the pairs, where there are
+            four rows a dimension and at most 1024 dimensions
+            (`posthoc_inn.concepts.shared_directions`); otherwise as in the papers, anywhere.
+        sizes: Widths of the factors, residual first and the random concept last; estimated (IIN eq. 11) when None.
         random: Learn one more factor, from pairs that share nothing: the null that relevances are compared with.
         training: How e is trained; a step sees `batch_size` pairs.
     """
@@ -342,6 +346,8 @@ class ConceptConfig(Config):
     activation: Activation = "silu"
     separate_nets: bool = False
     rho: float = 0.9
+    aligned: bool = True
+    sizes: tuple[int, ...] | None = None
     random: bool = True
     training: TrainConfig = TrainConfig(steps=4000, lr=3e-3, weight_decay=0.3, eval_every=500, patience=3)
 
@@ -350,6 +356,10 @@ class ConceptConfig(Config):
         for name in ("blocks", "width", "depth"):
             problems.check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         problems.check(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+        problems.check(
+            self.sizes is None or (len(self.sizes) > 0 and min(self.sizes) >= 1),
+            f"sizes must be positive widths, residual first, got {self.sizes}",
+        )
 
 
 @dataclass(frozen=True)

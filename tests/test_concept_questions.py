@@ -9,7 +9,8 @@ from small_parts import SPEC, TINY, network
 from torch.utils.data import DataLoader, Subset
 
 from posthoc_inn import Interpreter, untouched
-from posthoc_inn.concepts import AttributeSource, FolderPairs, GivenPairs, SketchSource, StyleTransfer
+from posthoc_inn.concept_questions import request
+from posthoc_inn.concepts import AttributeSource, FolderPairs, GivenPairs, SketchSource, StyleTransfer, attributes_of
 from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.errors import ConfigError, DataError, NotFittedError, ShapeError, UnknownNameError
 
@@ -296,3 +297,23 @@ def test_t_can_be_fitted_as_if_there_were_no_concepts():
     plain = interpreter().fit(Digits(), evaluate=False)
     for one, other in zip(it.flow_.state_dict().values(), plain.flow_.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_held_out_pairs_are_drawn_as_those_of_training_are():
+    class Faces(torch.utils.data.Dataset):
+        attribute_names = ("a", "b")
+
+        def __init__(self, n):
+            self.targets = torch.stack([torch.arange(n) % 2, torch.arange(n) % 2], dim=1)
+
+        def __len__(self):
+            return len(self.targets)
+
+        def __getitem__(self, index):
+            return torch.zeros(3, 8, 8), self.targets[index]
+
+    data, held_out = Faces(12), Faces(6)
+    source = AttributeSource(attributes_of(data), agree="all")
+    _, _, wanted = request(data, held_out, source, None, seed=0)
+    assert len(wanted.held_out_source) == 6
+    assert bool(wanted.held_out_source.pairs(40, seed=0)[2][:, 1:].all())

@@ -37,7 +37,7 @@ def build_flow(flow: FlowConfig, conditioner: ConditionerConfig) -> ConditionalF
 
 def build_concepts(record: ConceptRecord) -> ConceptModel:
     """Build e, with a coupling of the core's or a registered one."""
-    flow = FactorFlow(record.flow, record.sizes, coupling=_coupling(record.flow))
+    flow = FactorFlow(record.flow, record.sizes, coupling=_coupling(record.flow), aligned=record.aligned)
     return ConceptModel(flow, record.names, space=record.space, shape=record.shape)
 
 

@@ -20,9 +20,10 @@ from posthoc_inn.images import Normalization
 from posthoc_inn.pipeline import InputAdapter
 
 FORMAT = "posthoc-inn-bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda data: {**data, "concepts": None, "is_flow_on_concepts": False},  # format 1 knew no e
+    2: lambda data: {**data, "concepts": data.get("concepts") and {**data["concepts"], "aligned": False}},
 }
 """From each older version of bundle.json to the next one."""
 MAX_TEXT = 1000
@@ -214,6 +215,7 @@ class ConceptRecord(Config):
     sizes: tuple[int, ...]
     shape: tuple[int, ...]
     space: Literal["z_bar", "z"]
+    aligned: bool
 
     def _check(self, problems: Problems) -> None:
         problems.check(self.flow.context_dim == 0, "e takes no context")
@@ -236,7 +238,14 @@ class ConceptRecord(Config):
     @classmethod
     def of(cls, concepts: ConceptModel) -> ConceptRecord:
         """Return what is stored of `concepts`, besides its weights."""
-        return cls(concepts.flow.config, concepts.names, concepts.factor_dims, concepts.shape, concepts.space)
+        return cls(
+            concepts.flow.config,
+            concepts.names,
+            concepts.factor_dims,
+            concepts.shape,
+            concepts.space,
+            concepts.flow.alignment is not None,
+        )
 
 
 @dataclass(frozen=True)

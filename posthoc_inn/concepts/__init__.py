@@ -1,6 +1,7 @@
 """Semantic concepts: where pairs of images that share one come from, and the factors that e learns from them."""
 
 from posthoc_inn.concepts.attributes import AttributeSource, attributes_of, read_table
+from posthoc_inn.concepts.directions import shared_directions
 from posthoc_inn.concepts.folders import FolderPairs
 from posthoc_inn.concepts.given import GivenPairs, JoinedSources, WithRandom
 from posthoc_inn.concepts.model import RANDOM, RESIDUAL, ConceptModel, Space
@@ -28,5 +29,6 @@ __all__ = [
     "factor_sizes",
     "length_of",
     "read_table",
+    "shared_directions",
     "shared_score",
 ]

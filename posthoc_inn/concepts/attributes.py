@@ -128,8 +128,11 @@ class AttributeSource:
         """Return the same concepts over the images `index` (M,), which are then numbered from 0."""
         if len(index) and int(index.max()) >= len(self):
             raise DataError(f"The table has {len(self):,} rows, the data an image number {int(index.max()):,}.")
-        columns = {name: column[index] for name, column in self.values.items()}
-        return AttributeSource(columns, neighbors=self._neighbors, agree=self._agree)
+        return self.over({name: column[index] for name, column in self.values.items()})
+
+    def over(self, values: Mapping[str, Any]) -> AttributeSource:
+        """Return the same concepts, their pairs drawn in the same way, over other images with a table of their own."""
+        return AttributeSource(values, concepts=self.names, neighbors=self._neighbors, agree=self._agree)
 
     def pairs(self, n: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return indices a (n,), b (n,) and `shared` (n, K + 1); each concept is drawn equally often."""

@@ -53,13 +53,13 @@ def make_flow(kind="affine", z_shape=(3, 5, 5), seed=1, **options):
 
 
 def make_concepts(seed=4):
-    flow = FactorFlow(FlowConfig(dim=LATENT, blocks=2, width=8, seed=seed), (2, 1, 1))
+    flow = FactorFlow(FlowConfig(dim=LATENT, blocks=2, width=8, seed=seed), (2, 1, 1), aligned=True)
     generator = torch.Generator().manual_seed(seed)
     for net in flow.modules():
         if isinstance(net, Subnet):
             for parameter in net.output.parameters():
                 parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    flow.initialize(torch.randn(64, LATENT, generator=generator))
+    flow.align(torch.randn(LATENT, generator=generator), torch.randn(LATENT, LATENT, generator=generator))
     return ConceptModel(flow, ("digit", "color")).eval()
 
 

@@ -237,3 +237,49 @@ def test_maps_are_flattened_and_come_back_in_their_shape():
 def test_names_and_shapes_that_do_not_fit_are_refused(names, options, match):
     with pytest.raises(ConfigError, match=match):
         model(names, **options)
+
+
+def test_an_aligned_start_tells_factors_apart_before_any_training():
+    rows, values = world(n=3000)
+    still = SMALL.replace(training=SMALL.training.replace(steps=1, lr=1e-9))
+    found = {}
+    for aligned in (True, False):
+        bound = BoundConcepts(AttributeSource(values), None, "z_bar", (2, 2, 2))
+        model = fit_concepts(bound, Rows(rows), Rows(rows), config=still.replace(aligned=aligned)).model
+        assert (model.flow.alignment is not None) == aligned
+        factor = model.factors(Rows(rows).at(torch.arange(3000))[0])[model.index("color")]
+        a, b, _ = AttributeSource({"color": values["color"]}).pairs(2000, seed=1)
+        found[aligned] = correlation(factor[a].numpy(), factor[b].numpy())
+    assert found[True] > 0.8 > 0.6 > found[False]
+
+
+def test_few_rows_are_not_aligned():
+    rows, values = world(n=20)
+    bound = BoundConcepts(AttributeSource({"color": values["color"]}, neighbors=2), None, "z_bar", (4, 2))
+    still = SMALL.replace(training=SMALL.training.replace(steps=1))
+    assert fit_concepts(bound, Rows(rows), Rows(rows), config=still).model.flow.alignment is None
+
+
+def test_sizes_can_come_with_the_configuration():
+    rows, values = world(n=200)
+    bound = BoundConcepts(AttributeSource(values), None, "z_bar", None)
+    still = SMALL.replace(training=SMALL.training.replace(steps=1), sizes=(3, 1, 2))
+    found = fit_concepts(bound, Rows(rows), Rows(rows), config=still)
+    assert found.model.factor_dims == (3, 1, 2)
+    assert found.scores == {}
+    with pytest.raises(ConfigError, match=r"3 widths \(residual, kind, color\) that add up to 6, got \(3, 3\)"):
+        fit_concepts(bound, Rows(rows), Rows(rows), config=still.replace(sizes=(3, 3)))
+    with pytest.raises(ConfigError, match="sizes must be positive widths"):
+        SMALL.replace(sizes=(3, 0))
+    # An e without concepts has one factor, whatever is written for those that have some.
+    free = fit_concepts(BoundConcepts(None, None, "z_bar", None), Rows(rows), Rows(rows), config=still)
+    assert free.model.factor_dims == (6,)
+
+
+def test_pairs_over_other_images_are_drawn_in_the_same_way():
+    source = AttributeSource({"a": [0, 0, 1, 1], "b": [0, 0, 1, 1]}, agree="all")
+    other = source.over({"b": [1, 1, 0, 0, 1], "a": [1, 1, 0, 0, 1], "c": [0, 0, 0, 1, 1]})
+    _, _, shared = other.pairs(50, seed=0)
+    assert other.names == ("a", "b")
+    assert len(other) == 5
+    assert bool(shared[:, 1:].all())
