@@ -239,7 +239,7 @@ def main() -> None:
     smoke, out = arguments.smoke, arguments.out
     out.mkdir(parents=True, exist_ok=True)
     model = load_face_net(arguments.weights)
-    data = faces(arguments.data_dir, train=True, few=200 if smoke else None)
+    data = faces(arguments.data_dir, train=True, few=300 if smoke else None)
     held_out = faces(arguments.data_dir, train=False, few=40 if smoke else None)
     usual = preset("default")
     # On the factors of e half the blocks are enough. An e of the usual size learns 9,000 faces by heart within 300

@@ -164,15 +164,16 @@ def digit_network(
 
 
 def tied_autoencoder(
-    data_dir: str, checkpoint: Path, *, steps: int, min_gamma: float, limit: int | None = None
+    data_dir: str, checkpoint: Path, *, steps: int, min_gamma: float, kind: str = "conv", limit: int | None = None
 ) -> Autoencoder:
-    """Train the built-in autoencoder on IIN's own painting, or read it.
+    """Train a built-in autoencoder on IIN's own painting, or read it.
 
     Args:
         data_dir: Where MNIST is.
         checkpoint: Where it is kept.
         steps: Of its training.
         min_gamma: Lower bound of the output variance: the larger, the less of an image the latent keeps.
+        kind: "conv", or "msc", whose convolutions code colour and shape together.
         limit: Digits taken; all by default.
     """
     caches = []
@@ -183,7 +184,7 @@ def tied_autoencoder(
             cache.append(images=pixels(data.images(index)))
         caches.append(cache)
     usual = preset("default")
-    autoencoder = ConvAutoencoder(AutoencoderConfig(width=usual.autoencoder_width, min_gamma=min_gamma))
+    autoencoder = ConvAutoencoder(AutoencoderConfig(kind=kind, width=usual.autoencoder_width, min_gamma=min_gamma))
     config = usual.autoencoder_training.replace(steps=steps, eval_every=max(1, steps // 3), checkpoint_every=500)
     task = AutoencoderTask(autoencoder, *caches, batch_size=config.batch_size, seed=0)
     train(task, config, checkpoint=checkpoint, resume=True)

@@ -55,9 +55,9 @@ from posthoc_inn.weights import load_weights
 OWN_NETWORK, NO_CONTRAST = "digit network", "contrast-free network"
 PLACES: dict[str, Space] = {"autoencoder": "z_bar", OWN_NETWORK: "z", NO_CONTRAST: "z", "SqueezeNet": "z"}
 TIED, BOTH = "IIN's painting", "both colours"
-OWN, COARSE = "autoencoder-tied", "autoencoder-tied-coarse"
+OWN, COARSE, TABLE = "autoencoder-tied", "autoencoder-tied-coarse", "autoencoder-tied-msc"
 PAPER_SIZES = {("autoencoder", BOTH): (12, 19), (OWN_NETWORK, BOTH): (22, 11),
-               (OWN, TIED): (12, 19), (OWN_NETWORK, TIED): (22, 11)}  # fmt: skip
+               (OWN, TIED): (12, 19), (TABLE, TIED): (12, 19), (OWN_NETWORK, TIED): (22, 11)}  # fmt: skip
 IN_Z_BAR = "linear in z_bar"
 
 
@@ -177,11 +177,18 @@ def table_1(run: Run) -> None:
     """Sizes of the factors digit and colour by eq. 11, for every reading of what a pair of one colour shares."""
     data_dir, smoke = run.arguments.data_dir, run.is_smoke
     readings = {BOTH: COLORS, "foreground": COLORS[:1], "background": COLORS[1:], TIED: COLORS[:1]}
-    # Do sizes in IIN's painting depend on what the autoencoder was trained on, and on how finely it codes an image?
+    # Do sizes in IIN's painting depend on what the autoencoder was trained on, on how finely it codes an image, and on
+    # its construction?
     trained: dict[str, Autoencoder] = {}
-    for name, steps, gamma in ((OWN, 3000, 0.004), (COARSE, 1500, 0.1)):
-        file = run.out / f"{name}.safetensors"
-        trained[name] = tied_autoencoder(data_dir, file, steps=20 if smoke else steps, min_gamma=gamma, limit=run.limit)
+    for name, steps, gamma, kind in (
+        (OWN, 3000, 0.004, "conv"),
+        (COARSE, 1500, 0.1, "conv"),
+        (TABLE, 3000, 0.004, "msc"),
+    ):
+        trained[name] = tied_autoencoder(
+            data_dir, run.out / f"{name}.safetensors", steps=20 if smoke else steps, min_gamma=gamma, kind=kind,
+            limit=run.limit,
+        )  # fmt: skip
     sizes: dict[str, dict[str, tuple[int, ...]]] = {}
     for reading, share in readings.items():
         is_tied, limit = reading == TIED, run.limit or 5000
