@@ -231,6 +231,9 @@ def main() -> None:
     parser.add_argument("--concept-steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=1000, help="steps of t at each layer")
     parser.add_argument("--judge-steps", type=int, default=1200)
+    parser.add_argument("--width", type=int, default=1, help="dimensions of an attribute's factor; 0: as eq. 11 of IIN")
+    parser.add_argument("--unaligned", action="store_true", help="start e anywhere, as in the papers")
+    parser.add_argument("--only-edits", action="store_true", help="stop before the other layers")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--smoke", action="store_true", help="few faces, few steps: to see that it runs")
     arguments = parser.parse_args()
@@ -244,22 +247,19 @@ def main() -> None:
     usual = preset("default")
     # On the factors of e half the blocks are enough. An e of the usual size learns 9,000 faces by heart within 300
     # steps (nats of held-out pairs rise from then on), hence a small one, looked at often: the best weights are kept.
-    # Two values of an attribute differ by their mean, which is one direction: one dimension a factor. Any more would
-    # hold whatever else two faces share, and move whenever it is edited.
-    widths = (1,) * (len(NAMES) + 1)
+    # Two values of an attribute differ by their mean, which is one direction: one dimension a factor. Any more hold
+    # whatever else two faces share, and move whenever it is edited.
+    widths = [arguments.width] * (len(NAMES) + 1)
     config = usual.replace(
         latent_dim=128,
         flow=usual.flow.replace(dim=128, blocks=4),
         flow_training=usual.flow_training.replace(eval_every=100),
         concepts=usual.concepts.replace(
-            blocks=4,
-            width=64,
-            depth=1,
-            dropout=0.2,
-            sizes=(128 - sum(widths), *widths),
+            blocks=4, width=64, depth=1, dropout=0.2, aligned=not arguments.unaligned,
+            sizes=(128 - sum(widths), *widths) if arguments.width else None,
             training=usual.concepts.training.replace(lr=1e-3, eval_every=50),
         ),
-    )
+    )  # fmt: skip
     layers = LAYERS
     if smoke:
         small = {"blocks": 1, "width": 32}
@@ -330,6 +330,8 @@ def main() -> None:
     report(found, out)
     print((out / "edits.md").read_text(), f"{found['identity']=}\n{found['same_person']=}", sep="\n")
     say("edits and embedding distances are measured")
+    if arguments.only_edits:
+        return
 
     result = sweep(layers[::-1])
     result = SweepResult(result.points[::-1], "layer")

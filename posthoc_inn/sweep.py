@@ -258,22 +258,18 @@ class SweepResult(Result):
 
     def table(self) -> str:
         """Return a Markdown table: a row a point, total effect and first-order share in per cent."""
-        names = self.concept_names
-        head = [
-            self.axis,
-            "accuracy",
-            *(f"{n}, total / first" for n in names),
-            "explained by v",
-            "t, nats",
-            "agreement",
-        ]
-        lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-        for k, p in enumerate(self.points):
-            cells = [p.name, _percent(p.accuracy)]
-            cells += [f"{_percent(self.share(n)[k])} / {_percent(self.share(n, 'first_order')[k])}" for n in names]
-            cells += [_percent(p.explained_by_invariances), f"{p.held_out:.1f}", _percent(p.agreement)]
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines)
+        columns = {self.axis: [p.name for p in self.points]}
+        columns["accuracy"] = [_percent(p.accuracy) for p in self.points]
+        for name in self.concept_names:
+            shares = zip(self.share(name), self.share(name, "first_order"), strict=True)
+            columns[f"{name}, total / first"] = [f"{_percent(total)} / {_percent(first)}" for total, first in shares]
+        columns["explained by v"] = [_percent(p.explained_by_invariances) for p in self.points]
+        columns["t, nats"] = [f"{p.held_out:.1f}" for p in self.points]
+        columns["agreement"] = [_percent(p.agreement) for p in self.points]
+        # A column without any value says nothing: not every model is a classifier.
+        columns = {title: cells for title, cells in columns.items() if any(cells)}
+        rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
     def figure(self, ax: Axes | None = None) -> Figure:
         """Draw the shares of every concept over the points, and the accuracy where there is one (MSC fig. 4)."""
@@ -305,7 +301,9 @@ class SweepResult(Result):
             handles, labels = [*handles, line], [*labels, "accuracy"]
         if handles:
             ax.legend(handles, labels, frameon=False, fontsize=8, labelcolor=drawing.INK, loc="upper left", ncols=2)
+        # Room for the legend above the curves, but no shares above all there is.
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]), top=1.28 * ax.get_ylim()[1])
+        ax.set_yticks([tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick <= min(100, ax.get_ylim()[1])])
         return figure
 
 

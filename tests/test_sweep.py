@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from concurrent.futures import Future
@@ -89,7 +90,14 @@ def test_tables_and_figures_show_every_point(swept):
     lines = result.table().splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("| layer | accuracy | digit, total / first |")
+    embedding = dataclasses.replace(
+        result, points=tuple(dataclasses.replace(p, accuracy=None, agreement=None) for p in result.points)
+    )
+    assert "accuracy" not in embedding.table()
+    assert "agreement" not in embedding.table()
+    assert len(embedding.table().splitlines()) == 4
     figure = result.figure()
+    assert max(figure.axes[0].get_yticks()) <= 100
     assert {t.get_text() for t in figure.axes[0].get_legend().get_texts()} >= {"digit", "background"}
     assert json.dumps(result.to_dict())
     assert "total effect" in result.caption

@@ -15,6 +15,7 @@ from posthoc_inn.cli import classifier_stage, sources
 from posthoc_inn.cli.fit_inputs import check_canonical, open_autoencoder, open_device, open_images, open_model
 from posthoc_inn.cli.fit_options import FitOptions, choose, title_of
 from posthoc_inn.cli.fit_report import finite, show_result, write_pictures
+from posthoc_inn.cli.memory import keep_freed_memory
 from posthoc_inn.cli.run_directory import RunDirectory
 from posthoc_inn.cli.terminal import choose_reporter, out, print_lines
 from posthoc_inn.concepts import as_source
@@ -54,6 +55,7 @@ def fit_run(options: FitOptions) -> None:
         PosthocInnError: Whatever a user can put right.
         KeyboardInterrupt: After Ctrl-C.
     """
+    keep_freed_memory()
     with threads(options.threads):
         Run(options).go()
 

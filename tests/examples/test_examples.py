@@ -13,7 +13,15 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 REAL = os.environ.get("POSTHOC_INN_DATA_DIR", "")
 MNIST = next((p for p in (Path(REAL, "mnist"), Path(REAL)) if REAL and any(p.rglob("train-images*"))), None)
 
+FACES = next((p.parent for p in Path(REAL).glob("*/attributes.csv")), None) if REAL else None
+FACE_NET = next(Path(REAL).glob("weights/mobilefacenet*/*.ckpt"), None) if REAL else None
+
 needs_mnist = pytest.mark.skipif(MNIST is None, reason="POSTHOC_INN_DATA_DIR names no directory with MNIST")
+
+
+needs_faces = pytest.mark.skipif(
+    FACES is None or FACE_NET is None, reason="POSTHOC_INN_DATA_DIR has no faces with attributes, or no MobileFaceNet"
+)
 
 
 def run(script, *arguments):
@@ -35,6 +43,29 @@ def test_the_training_sweep_runs_and_goes_on(tmp_path):
         assert (tmp_path / name).exists(), name
     second = run("training_sweep.py", *arguments)
     assert first.splitlines()[:8] == second.splitlines()[:8]
+
+
+@pytest.mark.slow
+@needs_mnist
+def test_disentangling_runs_and_measures_a_part_anew(tmp_path):
+    arguments = ("--data-dir", MNIST, "--out", tmp_path, "--smoke")
+    first = run("disentangling.py", *arguments)
+    for what in ("Table 1", "Figure 2", "Figure 4", "Table 2", "Figure 9"):
+        assert what in first, what
+    for name in ("figure2.png", "figure4.png", "figure9-SqueezeNet.png", "disentangling.md", "disentangling.json"):
+        assert (tmp_path / name).exists(), name
+    assert "Table 1" in run("disentangling.py", *arguments, "--parts", "table1")
+
+
+@pytest.mark.slow
+@needs_faces
+def test_the_faces_run_and_go_on(tmp_path):
+    arguments = ("--data-dir", FACES, "--weights", FACE_NET, "--out", tmp_path, "--smoke")
+    first = run("celeba_faces.py", *arguments)
+    for name in ("edits.png", "edits.md", "layers.md", "invariance.png", "samples.png", "celeba_faces.json"):
+        assert (tmp_path / name).exists(), name
+    again = run("celeba_faces.py", *arguments)
+    assert [x for x in first.splitlines() if x.startswith("|")] == [x for x in again.splitlines() if x.startswith("|")]
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in EXAMPLES.glob("*.py")))
