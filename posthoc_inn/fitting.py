@@ -314,7 +314,7 @@ class Fit:
             steps = self.config.autoencoder_training.steps
             autoencoder_history = self._stage(
                 "autoencoder",
-                lambda: self._train_autoencoder(train_rows, held_rows),
+                lambda: self._train_autoencoder(train_rows, held_rows, extra_rows),
                 lambda: steps >= MIN_STEPS and self._pace("autoencoder", self._autoencoder_step(), steps),
             )
             self._count(autoencoder_history, "autoencoder")
@@ -440,11 +440,11 @@ class Fit:
     def _checkpoint(self, name: str) -> Path | None:
         return None if self.out is None else self.out / "checkpoints" / f"{name}.safetensors"
 
-    def _train_autoencoder(self, rows: Cache, held_out: Cache) -> History:
+    def _train_autoencoder(self, rows: Cache, held_out: Cache, extra: Cache | None) -> History:
         config = self.config.autoencoder_training
         self.reporter.stage("autoencoder", config.steps)
         autoencoder = cast(TrainableAutoencoder, self.autoencoder)
-        task = AutoencoderTask(autoencoder, rows, held_out, batch_size=config.batch_size, seed=config.seed)
+        task = AutoencoderTask(autoencoder, rows, held_out, batch_size=config.batch_size, seed=config.seed, extra=extra)
         return train(
             task,
             config,

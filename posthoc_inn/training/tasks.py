@@ -58,23 +58,45 @@ class AutoencoderLoss(nn.Module):
 
 
 class AutoencoderTask:
-    """Trains E and D on the cached images."""
+    """Trains E and D on the cached images.
+
+    Args:
+        autoencoder: Both.
+        train: Images of training.
+        held_out: Images that it is measured on.
+        batch_size: Images a step.
+        seed: Of their order.
+        extra: More images of training: what a concept source made, which would be coded badly otherwise.
+    """
 
     name = "autoencoder"
 
     def __init__(
-        self, autoencoder: TrainableAutoencoder, train: Cache, held_out: Cache, *, batch_size: int, seed: int
+        self,
+        autoencoder: TrainableAutoencoder,
+        train: Cache,
+        held_out: Cache,
+        *,
+        batch_size: int,
+        seed: int,
+        extra: Cache | None = None,
     ) -> None:
         self.autoencoder = autoencoder
         self.module = AutoencoderLoss(autoencoder)
-        self._train, self._held_out = train, held_out
-        self._shuffle = Shuffle(len(train), batch_size, seed)
+        self._train, self._held_out, self._extra = train, held_out, extra
+        self._shuffle = Shuffle(len(train) + (0 if extra is None else len(extra)), batch_size, seed)
 
     def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return cached images (B, C, H, W) uint8 and noise (B, D)."""
         index = self._shuffle.index(step)
         noise = torch.randn(len(index), self.autoencoder.latent_dim, generator=generator)
-        return self._train["images"].rows(index), noise
+        own = index < len(self._train)
+        if self._extra is None or bool(own.all()):
+            return self._train["images"].rows(index), noise
+        images = torch.empty(len(index), *self._train["images"].shape, dtype=torch.uint8)
+        images[own] = self._train["images"].rows(index[own])
+        images[~own] = self._extra["images"].rows(index[~own] - len(self._train))
+        return images, noise
 
     def held_out(self) -> dict[str, float]:
         """Return the loss, and the squared reconstruction error of images in [-1, 1], on held-out images."""

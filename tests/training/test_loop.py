@@ -15,11 +15,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from posthoc_inn.config import TrainConfig
+from posthoc_inn.autoencoders import ConvAutoencoder
+from posthoc_inn.cache import Cache
+from posthoc_inn.config import AutoencoderConfig, TrainConfig
 from posthoc_inn.errors import TrainingError
 from posthoc_inn.training import train
 from posthoc_inn.training.checkpoint import read_checkpoint
 from posthoc_inn.training.loop import clipped_step, gradient_norm
+from posthoc_inn.training.tasks import AutoencoderTask
 
 
 class LineLoss(nn.Module):
@@ -254,3 +257,16 @@ def test_a_clipped_step_is_that_of_torch(bound, fused, dtype):
         for optimizer, m in zip(optimizers, modules, strict=True)
     ]
     torch.testing.assert_close(moments[1], moments[0])
+
+
+def test_an_autoencoder_is_trained_on_a_sources_own_images_too():
+    own, extra = Cache(), Cache()
+    own.append(images=torch.zeros(10, 3, 28, 28, dtype=torch.uint8))
+    extra.append(images=torch.arange(1, 7, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 28, 28))
+    autoencoder = ConvAutoencoder(AutoencoderConfig(size=28, latent_dim=2, width=1))
+    task = AutoencoderTask(autoencoder, own, own, batch_size=8, seed=0, extra=extra)
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.cat([task.batch(step, generator)[0][:, 0, 0, 0] for step in range(2)])
+    assert sorted(seen.tolist()) == [0] * 10 + [1, 2, 3, 4, 5, 6]
+    plain = AutoencoderTask(autoencoder, own, own, batch_size=8, seed=0)
+    assert not plain.batch(1, generator)[0].any()
