@@ -5,7 +5,7 @@
 --bundle takes autoencoder and e (digit, foreground, background) from an earlier run, for instance a point of
 training_sweep.py, --classifier a SqueezeNet 1.1 (weights of color_mnist.py); both are trained when not given. Prints
 one table beside the paper's numbers, and writes it (JSON, Markdown) and the figures to --out. Every stage goes on
-where it was stopped; --parts measures some of the parts anew. Half an hour on one thread with both given.
+where it was stopped; --parts measures some of the parts anew. Three quarters of an hour on one thread with both given.
 """
 
 from __future__ import annotations
@@ -301,7 +301,7 @@ def figures_9_and_10(run: Run) -> None:
     """Walk in the factors of e over a digit network's z, as IIN does, and watch its output."""
     images, steps = (20, 10) if run.is_smoke else (200, 100)
     for place, network in run.networks.items():
-        e = fit_e(run, f"z-of-{place.replace(' ', '-')}", place, 2000, width=192)
+        e = fit_e(run, f"z-of-{place.replace(' ', '-')}", place, 4000, width=192)
         z = run.kept(place)[1]["z"].rows(torch.arange(200 if run.is_smoke else 2000))
         told(run, place, response(network.head, e, z, images=images, steps=steps), network.scores)
         if place == OWN_NETWORK and importlib.util.find_spec("umap") is not None:

@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--only-classifier", action="store_true", help="stop after the first stage")
     parser.add_argument("--steps", type=int, default=1500, help="steps of t at each checkpoint")
     parser.add_argument("--draws", type=int, default=2, help="colourings of each digit")
-    parser.add_argument("--seed", type=int, default=1, help="of the classifier's initial weights")
+    parser.add_argument("--seed", type=int, default=2, help="of the classifier's initial weights")
     parser.add_argument("--plain", action="store_true", help="fit t as if there were no concepts; in another --out")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--jobs", type=int, default=1, help="checkpoints at a time, each in a process with one thread")

@@ -207,6 +207,35 @@ def build_factor_flow(config: ConceptConfig, sizes: Sequence[int], seed: int, *,
     return FactorFlow(flow, sizes, aligned=aligned)
 
 
+def given_sizes(wanted: ConceptRequest | BoundConcepts, config: ConceptConfig) -> tuple[int, ...] | None:
+    """Return the widths that were given with the request, or with the configuration for an e over latents; or None."""
+    if wanted.sizes is not None or wanted.source is None or wanted.space != "z_bar":
+        return wanted.sizes
+    return config.sizes
+
+
+def check_sizes(sizes: Sequence[int], names: Sequence[str], dim: int) -> None:
+    """Check that widths, residual first, fit the concepts `names`, the random one included, and D.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    if len(sizes) != len(names) + 1 or sum(sizes) != dim or min(sizes) < 1:
+        told = ", ".join(("residual", *names))
+        raise ConfigError(f"sizes must be {len(names) + 1} widths ({told}) that add up to {dim}, got {tuple(sizes)}.")
+
+
+def check_request(wanted: ConceptRequest | BoundConcepts, config: ConceptConfig, dim: int) -> None:
+    """Check widths before anything is trained; concepts that are labels have names once these were read.
+
+    Raises:
+        ConfigError: Given widths do not fit.
+    """
+    sizes, names = given_sizes(wanted, config), getattr(wanted.source, "names", None)
+    if sizes is not None and names is not None:
+        check_sizes(sizes, (*names, RANDOM) if config.random else names, dim)
+
+
 def fit_concepts(
     bound: BoundConcepts,
     rows: Rows,
@@ -245,7 +274,7 @@ def fit_concepts(
     if bound.note:
         note(bound.note)
     names: tuple[str, ...] = ()
-    sizes = bound.sizes if bound.sizes is not None or bound.source is None else config.sizes
+    sizes = given_sizes(bound, config)
     scores: dict[str, float] = {}
     pairs = None
     if bound.source is not None:
@@ -254,9 +283,7 @@ def fit_concepts(
         if sizes is None:
             sizes, scores = estimate_sizes(rows, pairs, seed=seed)
     sizes = (rows.dim,) if sizes is None else tuple(sizes)
-    if len(sizes) != len(names) + 1 or sum(sizes) != rows.dim or min(sizes) < 1:
-        told = ", ".join(("residual", *names))
-        raise ConfigError(f"sizes must be {len(names) + 1} widths ({told}) that add up to {rows.dim}, got {sizes}.")
+    check_sizes(sizes, names, rows.dim)
     can_align = rows.dim <= MAX_ALIGNED and len(rows) >= ROWS_A_DIM * rows.dim
     flow = build_factor_flow(config, sizes, seed, aligned=config.aligned and pairs is not None and can_align)
     if flow.alignment is not None and pairs is not None:

@@ -334,7 +334,8 @@ class ConceptConfig(Config):
         aligned: Start e where its factors are told apart linearly, by second moments of the pairs, where there are
             four rows a dimension and at most 1024 dimensions
             (`posthoc_inn.concepts.shared_directions`); otherwise as in the papers, anywhere.
-        sizes: Widths of the factors, residual first and the random concept last; estimated (IIN eq. 11) when None.
+        sizes: Widths of the factors of an e over latents, residual first and the random concept last; estimated (IIN
+            eq. 11) when None.
         random: Learn one more factor, from pairs that share nothing: the null that relevances are compared with.
         training: How e is trained; a step sees `batch_size` pairs.
     """

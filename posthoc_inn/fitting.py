@@ -24,6 +24,7 @@ from posthoc_inn.concept_fitting import (
     ConceptRequest,
     bind,
     build_factor_flow,
+    check_request,
     fit_concepts,
     rows_of,
 )
@@ -131,6 +132,8 @@ class Fit:
         self.device, self.precision = device, precision
         self.out, self.resume, self.budget = out, resume, budget
         self.reporter, self.on_stage, self.concepts = reporter, on_stage, concepts
+        if concepts is not None:
+            check_request(concepts, config.concepts, config.latent_dim)
         self.reader = RowReader(
             extractor, adapter, device, reporter,
             out=out, resume=resume, budget=budget, for_concepts=concepts is not None,
@@ -309,6 +312,8 @@ class Fit:
         """Run all stages."""
         train_rows, held_rows, extra_rows = self._stage("features", self._read, self._choose_feature_threads)
         bound = None if self.concepts is None else bind(self.concepts, train_rows, held_rows, extra_rows)
+        if bound is not None:
+            check_request(bound, self.config.concepts, self.config.latent_dim)
         autoencoder_history = None
         if not self.autoencoder_is_fitted:
             steps = self.config.autoencoder_training.steps

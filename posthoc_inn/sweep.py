@@ -300,9 +300,12 @@ class SweepResult(Result):
             twin.spines[["top", "left", "bottom"]].set_visible(False)
             handles, labels = [*handles, line], [*labels, "accuracy"]
         if handles:
-            ax.legend(handles, labels, frameon=False, fontsize=8, labelcolor=drawing.INK, loc="upper left", ncols=2)
-        # Room for the legend above the curves, but no shares above all there is.
-        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]), top=1.28 * ax.get_ylim()[1])
+            # Above the axes: accuracy climbs through any corner.
+            ax.legend(
+                handles, labels, frameon=False, fontsize=8, labelcolor=drawing.INK, loc="lower left",
+                bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=4,
+            )  # fmt: skip
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         ax.set_yticks([tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick <= min(100, ax.get_ylim()[1])])
         return figure
 

@@ -317,3 +317,18 @@ def test_held_out_pairs_are_drawn_as_those_of_training_are():
     _, _, wanted = request(data, held_out, source, None, seed=0)
     assert len(wanted.held_out_source) == 6
     assert bool(wanted.held_out_source.pairs(40, seed=0)[2][:, 1:].all())
+
+
+@pytest.mark.parametrize("concepts", [["digit"], "labels"])
+def test_sizes_that_do_not_fit_are_refused_before_any_training(concepts):
+    begun = []
+
+    class Stages(Reporter):
+        def stage(self, name, total):
+            begun.append(name)
+
+    config = TINY.replace(concepts=TINY.concepts.replace(sizes=(1, 1)))
+    it = Interpreter(network(), "0", spec=SPEC, preset=config, seed=0)
+    with pytest.raises(ConfigError, match=r"sizes must be 3 widths \(residual, .*, \(random\)\) that add up to"):
+        it.fit(Digits(), held_out=Digits(train=False), concepts=concepts, progress=Stages())
+    assert "autoencoder" not in begun
