@@ -16,6 +16,8 @@ MNIST = next((p for p in (Path(REAL, "mnist"), Path(REAL)) if REAL and any(p.rgl
 FACES = next((p.parent for p in Path(REAL).glob("*/attributes.csv")), None) if REAL else None
 FACE_NET = next(Path(REAL).glob("weights/mobilefacenet*/*.ckpt"), None) if REAL else None
 
+PAINTER = next(Path(REAL).glob("weights/squeezenet1_0*/*.pth"), None) if REAL else None
+
 needs_mnist = pytest.mark.skipif(MNIST is None, reason="POSTHOC_INN_DATA_DIR names no directory with MNIST")
 
 
@@ -33,6 +35,13 @@ def run(script, *arguments):
     return done.stdout
 
 
+def rows_of(text):
+    """Rows of the tables that a script prints: what a second run must tell again."""
+    found = [line for line in text.splitlines() if line.startswith("|")]
+    assert found
+    return found
+
+
 @pytest.mark.slow
 @needs_mnist
 def test_the_training_sweep_runs_and_goes_on(tmp_path):
@@ -42,7 +51,7 @@ def test_the_training_sweep_runs_and_goes_on(tmp_path):
     for name in ("figure4.png", "table.md", "training_sweep.json", "analysis.html", "samples-10.png"):
         assert (tmp_path / name).exists(), name
     second = run("training_sweep.py", *arguments)
-    assert first.splitlines()[:8] == second.splitlines()[:8]
+    assert rows_of(first) == rows_of(second)
 
 
 @pytest.mark.slow
@@ -65,7 +74,17 @@ def test_the_faces_run_and_go_on(tmp_path):
     for name in ("edits.png", "edits.md", "layers.md", "invariance.png", "samples.png", "celeba_faces.json"):
         assert (tmp_path / name).exists(), name
     again = run("celeba_faces.py", *arguments)
-    assert [x for x in first.splitlines() if x.startswith("|")] == [x for x in again.splitlines() if x.startswith("|")]
+    assert rows_of(first) == rows_of(again)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(FACES is None or PAINTER is None, reason="POSTHOC_INN_DATA_DIR has no faces, or no SqueezeNet 1.0")
+def test_two_sketches_run_and_go_on(tmp_path):
+    arguments = ("--data-dir", FACES, "--weights", PAINTER, "--out", tmp_path, "--smoke")
+    first = run("two_sketches.py", *arguments)
+    assert "factor tells the strokes" in first
+    assert (tmp_path / "strokes.png").exists()
+    assert run("two_sketches.py", *arguments) == first
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in EXAMPLES.glob("*.py")))
