@@ -120,6 +120,10 @@ ANALYSES: dict[str, tuple[str, tuple[str, ...], str, dict[str, str]]] = {
         "response", ("e",), "IIN 4.2: how the model responds to a walk in each concept, through the decoder",
         {"images": "images (60)", "steps": "steps of the walk (60)"},
     ),
+    "response-map": (
+        "response_map", ("e",), "IIN fig. 10: walks in the concepts among the latents, by UMAP (needs umap-learn)",
+        {"images": "images (500)", "steps": "steps of a walk (50)"},
+    ),
     "sensitivity": (
         "sensitivity", ("e",), "MSC fig. 7: how far an edit of each concept moves the representation",
         {"images": "images (200)"},

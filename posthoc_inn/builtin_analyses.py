@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from posthoc_inn import analysis
+from posthoc_inn.concepts import RANDOM
 from posthoc_inn.errors import DataError
 from posthoc_inn.images import BatchSource
 from posthoc_inn.interpreter import Interpreter
+from posthoc_inn.pipeline import is_classification
+
+WALKS = 3
+"""Concepts that the map of a response shows walks in."""
 
 
 def images_of(data: Any, count: int, *, seed: int, least: int = 2) -> Tensor:
@@ -69,6 +74,22 @@ def response(interpreter: Interpreter, data: Any, *, seed: int, images: int = 60
     given = images_of(data, images, seed=seed)
     return analysis.response(
         interpreter.pipeline, interpreter.concepts, given, images=len(given), steps=steps, seed=seed
+    )  # fmt: skip
+
+
+def response_map(interpreter: Interpreter, data: Any, *, seed: int, images: int = 500, steps: int = 50) -> Any:
+    """IIN fig. 10: walks in the first concepts among the latents of images, coloured by the model's prediction."""
+    given = images_of(data, images, seed=seed, least=4)
+    pipeline, concepts = interpreter.pipeline, interpreter.concepts
+    output = pipeline.extractor.predict(pipeline.adapter.to_model(given.to(pipeline.device)))
+    if not is_classification(output):
+        raise DataError(
+            "The map of a response is coloured by the model's classes, and this model gives no class scores."
+        )
+    names = [name for name in concepts.names if name != RANDOM][:WALKS]
+    return analysis.response_embedding(
+        concepts, pipeline.encode(given)[0], output.argmax(1).cpu(), names, steps=steps,
+        neighbors=min(15, len(given) - 1), seed=seed,
     )  # fmt: skip
 
 
