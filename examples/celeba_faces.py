@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 from posthoc_inn import Interpreter, analysis
 from posthoc_inn.analysis.editing import swap
 from posthoc_inn.concepts import RANDOM, AttributeSource, ConceptModel, attributes_of
-from posthoc_inn.config import ImageSpec, TrainConfig, preset
+from posthoc_inn.config import FitConfig, ImageSpec, TrainConfig, preset
 from posthoc_inn.drawing import picture_grid, to_png
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.plugins import get_plugin_manager
@@ -61,6 +61,23 @@ class Mirrored(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         picture, values = self.data[index % len(self.data)]
         return (picture if index < len(self.data) else picture.flip(2)), values
+
+
+def for_few_faces(eval_every: int, **concepts: Any) -> FitConfig:
+    """Return the default preset for 128 dimensions and some thousand faces, with more settings of e.
+
+    On the factors of e half the blocks are enough. An e of the usual size learns 9,000 faces by heart within 300 steps
+    (nats of held-out pairs rise from then on), hence a small one, looked at often: the best weights are kept.
+    """
+    usual = preset("default")
+    return usual.replace(
+        latent_dim=128,
+        flow=usual.flow.replace(dim=128, blocks=4),
+        concepts=usual.concepts.replace(
+            blocks=4, width=64, depth=1, dropout=0.2,
+            training=usual.concepts.training.replace(lr=1e-3, eval_every=eval_every), **concepts,
+        ),
+    )  # fmt: skip
 
 
 def faces(data_dir: str, *, train: bool, few: int | None = None) -> Any:
@@ -179,6 +196,24 @@ def probe(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> float:
     return float(balanced_accuracy_score(y_held, model.fit(x, y).predict(x_held)))
 
 
+def factor_probes(
+    concepts: ConceptModel, name: str, rows: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]
+) -> dict[str, float]:
+    """Return what a linear reader tells of a concept in the latent, in its own factor, and in all the others.
+
+    `rows` and `held_out` are latents (N, D) and values (N,).
+    """
+    (x, y), (x_held, y_held) = rows, held_out
+    factors, factors_held = concepts.joined(x), concepts.joined(x_held)
+    part = concepts.part(name)
+    rest = [c for c in range(factors.shape[1]) if not part.start <= c < part.stop]
+    return {
+        "probe_latent": probe(x, y, x_held, y_held),
+        "probe_factor": probe(factors[:, part], y, factors_held[:, part], y_held),
+        "probe_rest": probe(factors[:, rest], y, factors_held[:, rest], y_held),
+    }
+
+
 def differing(values: Tensor, seed: int) -> Tensor:
     """Return for each image the index of a random one with the other value (N,)."""
     generator = torch.Generator().manual_seed(seed)
@@ -244,22 +279,14 @@ def main() -> None:
     model = load_face_net(arguments.weights)
     data = faces(arguments.data_dir, train=True, few=300 if smoke else None)
     held_out = faces(arguments.data_dir, train=False, few=40 if smoke else None)
-    usual = preset("default")
-    # On the factors of e half the blocks are enough. An e of the usual size learns 9,000 faces by heart within 300
-    # steps (nats of held-out pairs rise from then on), hence a small one, looked at often: the best weights are kept.
     # Two values of an attribute differ by their mean, which is one direction: one dimension a factor. Any more hold
     # whatever else two faces share, and move whenever it is edited.
     widths = [arguments.width] * (len(NAMES) + 1)
-    config = usual.replace(
-        latent_dim=128,
-        flow=usual.flow.replace(dim=128, blocks=4),
-        flow_training=usual.flow_training.replace(eval_every=100),
-        concepts=usual.concepts.replace(
-            blocks=4, width=64, depth=1, dropout=0.2, aligned=not arguments.unaligned,
-            sizes=(128 - sum(widths), *widths) if arguments.width else None,
-            training=usual.concepts.training.replace(lr=1e-3, eval_every=50),
-        ),
+    config = for_few_faces(
+        eval_every=50, aligned=not arguments.unaligned,
+        sizes=(128 - sum(widths), *widths) if arguments.width else None,
     )  # fmt: skip
+    config = config.replace(flow_training=config.flow_training.replace(eval_every=100))
     layers = LAYERS
     if smoke:
         small = {"blocks": 1, "width": 32}
@@ -301,22 +328,16 @@ def main() -> None:
 
     z_bar = pipeline.encode(kept)[0]
     z_train = torch.cat([pipeline.encode(part.float() / 255)[0] for part in pictures.split(512)])
-    factors, factors_held = concepts.joined(z_train), concepts.joined(z_bar)
     found: dict[str, Any] = {"fit": fit | {"judge_steps": judge_steps, "faces": len(data), "held_out": len(held_out)}}
     found["identity"] = identity_kept(pipeline, kept)
     on_photographs = balanced(judge.verdict(kept), kept_values)
     on_decoded = balanced(judge.verdict(pipeline.decode(z_bar)), kept_values)
     found["edits"], edited = edits(pipeline, concepts, judge, z_bar, kept_values)
     for k, name in enumerate(NAMES):
-        part = concepts.part(name)
-        rest = [c for c in range(factors.shape[1]) if not part.start <= c < part.stop]
-        y = values[:, k], kept_values[:, k]
         found["edits"][name] |= {
-            "width": part.stop - part.start,
+            "width": concepts.factor_dims[concepts.index(name)],
             "judge_photographs": float(on_photographs[k]), "judge_decoded": float(on_decoded[k]),
-            "probe_latent": probe(z_train, y[0], z_bar, y[1]),
-            "probe_factor": probe(factors[:, part], y[0], factors_held[:, part], y[1]),
-            "probe_rest": probe(factors[:, rest], y[0], factors_held[:, rest], y[1]),
+            **factor_probes(concepts, name, (z_train, values[:, k]), (z_bar, kept_values[:, k])),
         }  # fmt: skip
     shown = torch.arange(8)
     columns = [kept[shown][:, None], pipeline.decode(z_bar[shown])[:, None], edited[shown]]

@@ -15,13 +15,12 @@ import json
 from pathlib import Path
 
 import torch
-from celeba_faces import SIZE, faces, probe
+from celeba_faces import SIZE, faces, factor_probes, for_few_faces
 from torch import Tensor
 
 from posthoc_inn import Interpreter
 from posthoc_inn.analysis.editing import swap
 from posthoc_inn.concepts import RANDOM, SketchSource, StyleTransfer
-from posthoc_inn.config import preset
 from posthoc_inn.drawing import picture_grid, to_png
 from posthoc_inn.plugins import get_plugin_manager
 
@@ -68,16 +67,7 @@ def main() -> None:
     )  # fmt: skip
     manager = get_plugin_manager()
     model = manager.build_backbone("squeezenet1_0", weights=arguments.weights)
-    usual = preset("default")
-    # Small, and started from the directions that pairs share: there are few painted faces.
-    config = usual.replace(
-        latent_dim=128,
-        flow=usual.flow.replace(dim=128, blocks=4),
-        concepts=usual.concepts.replace(
-            blocks=4, width=64, depth=1, dropout=0.2,
-            training=usual.concepts.training.replace(lr=1e-3, eval_every=10 if smoke else 100),
-        ),
-    )  # fmt: skip
+    config = for_few_faces(eval_every=10 if smoke else 100)
     spec = manager.image_spec("squeezenet1_0", weights=arguments.weights).replace(size=(SIZE, SIZE), crop=1.0)
     interpreter = Interpreter(model, "features.12", spec=spec, preset=config, seed=0)
     few = {"steps": 5, "autoencoder_steps": 10, "concept_steps": 20}
@@ -93,16 +83,14 @@ def main() -> None:
     painted_train = torch.stack([source.extra[k] for k in range(len(source.extra))])
     a, b = (pipeline.encode(pictures)[0] for pictures in painted)
     known = torch.cat([pipeline.encode(part)[0] for part in painted_train.split(200)])
-    x, x_kept = concepts.joined(known), concepts.joined(torch.cat([a, b]))
-    y, y_kept = (torch.arange(n) >= n // 2 for n in (len(x), len(x_kept)))
-    part = concepts.part(STROKES)
-    rest = [c for c in range(x.shape[1]) if not part.start <= c < part.stop]
+    rows, held_out = ((x, (torch.arange(len(x)) >= len(x) // 2).long()) for x in (known, torch.cat([a, b])))
     other = torch.arange(len(a)).roll(1)
     swapped = swap(concepts, b, a[other], STROKES)
     found = {"sizes": dict(zip(concepts.factor_names, concepts.factor_dims, strict=True))}
-    found["factor tells the strokes"] = probe(x[:, part], y.long(), x_kept[:, part], y_kept.long())
-    found["all other factors do"] = probe(x[:, rest], y.long(), x_kept[:, rest], y_kept.long())
-    found["latent does"] = probe(known, y.long(), torch.cat([a, b]), y_kept.long())
+    told = factor_probes(concepts, STROKES, rows, held_out)
+    found["factor tells the strokes"] = told["probe_factor"]
+    found["all other factors do"] = told["probe_rest"]
+    found["latent does"] = told["probe_latent"]
     targets = {"circles": pipeline.decode(a), "hatching": pipeline.decode(b)}
     for name, edited in (("strokes", swapped), ("random factor", swap(concepts, b, a[other], RANDOM))):
         pictures = pipeline.decode(edited)

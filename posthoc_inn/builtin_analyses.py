@@ -81,7 +81,7 @@ def response_map(interpreter: Interpreter, data: Any, *, seed: int, images: int 
     """IIN fig. 10: walks in the first concepts among the latents of images, coloured by the model's prediction."""
     given = images_of(data, images, seed=seed, least=4)
     pipeline, concepts = interpreter.pipeline, interpreter.concepts
-    output = pipeline.extractor.predict(pipeline.adapter.to_model(given.to(pipeline.device)))
+    output = pipeline.predict(given)
     if not is_classification(output):
         raise DataError(
             "The map of a response is coloured by the model's classes, and this model gives no class scores."

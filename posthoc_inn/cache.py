@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,27 @@ class Column:
 
     def __len__(self) -> int:
         return self._length
+
+
+def joined_rows(columns: Sequence[Column], index: Tensor) -> Tensor:
+    """Return the rows `index` (B,) of several columns as one, the rows of each numbered on from the one before.
+
+    >>> first, second = Cache(), Cache()
+    >>> first.append(z=torch.zeros(2, 1))
+    >>> second.append(z=torch.ones(3, 1))
+    >>> joined_rows([first["z"], second["z"]], torch.tensor([4, 0, 2])).flatten().tolist()
+    [1.0, 0.0, 1.0]
+    """
+    first = columns[0]
+    if len(columns) == 1 or not bool((index >= len(first)).any()):
+        return first.rows(index)
+    out = torch.empty(len(index), *first.shape, dtype=first.dtype)
+    start = 0
+    for column in columns:
+        inside = ((index >= start) & (index < start + len(column))).nonzero()[:, 0]
+        out[inside] = column.rows(index[inside] - start)
+        start += len(column)
+    return out
 
 
 def _physical_memory() -> int:

@@ -221,7 +221,7 @@ def check_sizes(sizes: Sequence[int], names: Sequence[str], dim: int) -> None:
         ConfigError: They do not.
     """
     if len(sizes) != len(names) + 1 or sum(sizes) != dim or min(sizes) < 1:
-        told = ", ".join(("residual", *names))
+        told = ", ".join((RESIDUAL, *names))
         raise ConfigError(f"sizes must be {len(names) + 1} widths ({told}) that add up to {dim}, got {tuple(sizes)}.")
 
 
@@ -284,21 +284,7 @@ def fit_concepts(
             sizes, scores = estimate_sizes(rows, pairs, seed=seed)
     sizes = (rows.dim,) if sizes is None else tuple(sizes)
     check_sizes(sizes, names, rows.dim)
-    can_align = rows.dim <= MAX_ALIGNED and len(rows) >= ROWS_A_DIM * rows.dim
-    flow = build_factor_flow(config, sizes, seed, aligned=config.aligned and pairs is not None and can_align)
-    if flow.alignment is not None and pairs is not None:
-        moments = pair_moments(rows, pairs, seed=seed)
-        # The residual and the random concept, which pairs have in common by chance only, take what is left.
-        common = [
-            None if name in (RESIDUAL, RANDOM) else c
-            for name, c in zip((RESIDUAL, *names), moments.shared, strict=True)
-        ]
-        flow.align(moments.mean, shared_directions(moments.total, common, sizes))
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        some = torch.randperm(len(rows), generator=generator)[:INITIALIZATION_ROWS]
-        flow.initialize(rows.drawn(some, generator))
-    flow = flow.to(device)
+    flow = _started_flow(config, sizes, rows, pairs, seed).to(device)
     set_compute_dtype(flow, torch.bfloat16 if precision == "bf16" else None)
     task: FactorTask | DensityTask
     if pairs is None:
@@ -313,6 +299,26 @@ def fit_concepts(
     history = train(task, training, fabric=fabric, checkpoint=checkpoint, resume=resume, progress=progress)
     set_compute_dtype(flow, None)
     return ConceptFit(ConceptModel(flow.eval(), names, space=bound.space, shape=rows.shape), scores, history)
+
+
+def _started_flow(
+    config: ConceptConfig, sizes: Sequence[int], rows: Rows, pairs: RowPairs | None, seed: int
+) -> FactorFlow:
+    """Return e, initialised from its rows: aligned with what pairs share where there are pairs and enough rows."""
+    can_align = rows.dim <= MAX_ALIGNED and len(rows) >= ROWS_A_DIM * rows.dim
+    if pairs is None or not config.aligned or not can_align:
+        flow = build_factor_flow(config, sizes, seed)
+        generator = torch.Generator().manual_seed(seed)
+        some = torch.randperm(len(rows), generator=generator)[:INITIALIZATION_ROWS]
+        flow.initialize(rows.drawn(some, generator))
+        return flow
+    flow = build_factor_flow(config, sizes, seed, aligned=True)
+    moments = pair_moments(rows, pairs, seed=seed)
+    # The residual and the random concept, which pairs have in common by chance only, take what is left.
+    names = (RESIDUAL, *pairs.names)
+    common = [None if n in (RESIDUAL, RANDOM) else c for n, c in zip(names, moments.shared, strict=True)]
+    flow.align(moments.mean, shared_directions(moments.total, common, sizes))
+    return flow
 
 
 def _pairs(source: ConceptSource, with_random: bool) -> RowPairs:

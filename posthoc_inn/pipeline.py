@@ -99,6 +99,12 @@ class Pipeline:
         return in_chunks(run, images, 128)
 
     @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Return the model's prediction f(x), batch first, for the user's tensors (B, C, H, W)."""
+        run = lambda x: self.extractor.predict(self.adapter.to_model(x.to(self.device)))  # noqa: E731
+        return in_chunks(run, images, 128)
+
+    @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of z_bar, each (B, D), for the user's tensors (B, C, H, W)."""
         parts = [self.autoencoder.encode(self.adapter.to_images(x.to(self.device))) for x in images.split(CHUNK)]

@@ -157,7 +157,7 @@ def accuracy(interpreter: Interpreter, held_out: Any, *, limit: int = 10_000) ->
             labels = next((v for v in labels.values() if v.ndim == 1), None)
         if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
             return None
-        output = pipeline.extractor.predict(pipeline.adapter.to_model(batch["images"].to(pipeline.device)))
+        output = pipeline.predict(batch["images"])
         if not is_classification(output):
             return None
         hits += int((output.argmax(1).cpu() == labels).sum())

@@ -53,7 +53,7 @@ def draw_pictures(interpreter: Interpreter, held_out: BatchSource, classes: Sequ
     """Sample for some held-out images, one of each predicted class first, and ask the model about the samples."""
     pipeline = interpreter.pipeline
     images = held_out.take(HISTOGRAM)["images"]
-    output = pipeline.extractor.predict(pipeline.adapter.to_model(images[:256].to(pipeline.device)))
+    output = pipeline.predict(images[:256])
     predicted = output.argmax(1).cpu() if is_classification(output) else None
     picks = _one_of_each(predicted, min(ROWS, len(images)))
     chosen = images[picks]

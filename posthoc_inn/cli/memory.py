@@ -15,9 +15,8 @@ TRIM = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Let malloc reuse large blocks instead of returning them to the system; return whether that was done.
 
-    A training step allocates the same megabytes again and again; having the system clear them anew each time took a
-    fifth to a third of a step of the autoencoder for faces of 64 pixels. Nothing is done outside glibc, nor where the
-    user has settled it: another allocator preloaded, or malloc's own variables.
+    A training step allocates the same megabytes again and again; the system would clear them anew each time. Nothing is
+    done outside glibc, nor where the user has settled it: another allocator preloaded, or malloc's own variables.
     """
     chosen = "LD_PRELOAD" in os.environ or any(n.startswith(("MALLOC_", "GLIBC_TUNABLES")) for n in os.environ)
     if chosen or not sys.platform.startswith("linux"):

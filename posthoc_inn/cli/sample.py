@@ -88,7 +88,7 @@ def draw(
         mean, _ = pipeline.encode(given)
         reconstructions = pipeline.decode(mean).cpu()
         pictures = adapter.to_images(given.to(pipeline.device)).cpu()
-        output = pipeline.extractor.predict(adapter.to_model(given.to(pipeline.device)))
+        output = pipeline.predict(given)
         asked = pipeline.ask_model(samples.flatten(0, 1))[1]
     rows, labels, agreement = [path.name[:24] for path in paths], [], None
     predictions: list[str | None] = [None] * len(paths)

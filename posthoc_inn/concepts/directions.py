@@ -66,12 +66,13 @@ def _parted(common: dict[int, Tensor], widths: dict[int, int]) -> dict[int, Tens
     """Return orthonormal directions (D, widths[k]) of each factor, by alternating ascent from each one's own best."""
     found: dict[int, Tensor] = {}
     directions: dict[int, Tensor] = {}
+    shift: dict[int, float] = {}
     for k, matrix in common.items():
         values, vectors = torch.linalg.eigh(matrix)
         best = slice(len(values) - widths[k], None)
         found[k] = (vectors[:, best] * values[best].clamp_min(1e-6)).flip(1)
-    # Shifted to be positive semidefinite, each step raises the sum.
-    shift = {k: max(0.0, -float(torch.linalg.eigvalsh(m)[0])) + 1e-6 for k, m in common.items()}
+        # Shifted to be positive semidefinite, each step raises the sum.
+        shift[k] = max(0.0, -float(values[0])) + 1e-6
     for _ in range(ITERATIONS):
         # The nearest orthonormal columns, weighted by what each of them shares.
         u, _, vt = torch.linalg.svd(torch.cat(list(found.values()), dim=1), full_matrices=False)

@@ -97,8 +97,12 @@ class Alignment(FittedOnce):
     ) -> None:
         found = state_dict.get(f"{prefix}weight")
         # A file must not be able to hold a map that has no way back.
-        is_checked = isinstance(found, Tensor) and found.shape == self.weight.shape and found.device.type != "meta"
-        if isinstance(found, Tensor) and is_checked and not is_invertible(found):
+        if (
+            isinstance(found, Tensor)
+            and found.shape == self.weight.shape
+            and found.device.type != "meta"
+            and not is_invertible(found)
+        ):
             errors: list[str] = rest[2]
             errors.append(f"{prefix}weight is not an invertible matrix of finite numbers")
             return

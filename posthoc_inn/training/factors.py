@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from posthoc_inn.cache import Cache
+from posthoc_inn.cache import Cache, joined_rows
 from posthoc_inn.concepts.model import CHUNK
 from posthoc_inn.errors import DataError
 from posthoc_inn.flows import FactorFlow
@@ -43,21 +43,10 @@ class Rows:
 
     def at(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and deviation of the rows `index` (B,), each (B, D)."""
-        first = len(self.caches[0])
-        if len(self.caches) > 1 and bool((index >= first).any()):
-            mean, std = torch.empty(len(index), self.dim), torch.empty(len(index), self.dim)
-            start = 0
-            for cache in self.caches:
-                inside = ((index >= start) & (index < start + len(cache))).nonzero()[:, 0]
-                if len(inside):
-                    mean[inside], std[inside] = self._of(cache, index[inside] - start)
-                start += len(cache)
-            return mean, std
-        return self._of(self.caches[0], index)
-
-    def _of(self, cache: Cache, index: Tensor) -> tuple[Tensor, Tensor]:
-        mean = cache[self.column].rows(index).float().flatten(1)
-        return mean, cache["std"].rows(index) if self.noise is None else self.noise.expand_as(mean)
+        mean = joined_rows([cache[self.column] for cache in self.caches], index).float().flatten(1)
+        if self.noise is not None:
+            return mean, self.noise.expand_as(mean)
+        return mean, joined_rows([cache["std"] for cache in self.caches], index)
 
     def drawn(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Return one draw of each row `index` (B,): (B, D)."""

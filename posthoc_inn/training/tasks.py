@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_inn.autoencoders import TrainableAutoencoder
-from posthoc_inn.cache import Cache, unit
+from posthoc_inn.cache import Cache, joined_rows, unit
 from posthoc_inn.errors import DataError
 from posthoc_inn.flows import ConditionalFlow, without_dropout
 from posthoc_inn.objectives import flow_nll, interaction_variance
@@ -83,20 +83,15 @@ class AutoencoderTask:
     ) -> None:
         self.autoencoder = autoencoder
         self.module = AutoencoderLoss(autoencoder)
-        self._train, self._held_out, self._extra = train, held_out, extra
-        self._shuffle = Shuffle(len(train) + (0 if extra is None else len(extra)), batch_size, seed)
+        self._images = [cache["images"] for cache in (train, extra) if cache is not None]
+        self._held_out = held_out
+        self._shuffle = Shuffle(sum(map(len, self._images)), batch_size, seed)
 
     def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return cached images (B, C, H, W) uint8 and noise (B, D)."""
         index = self._shuffle.index(step)
         noise = torch.randn(len(index), self.autoencoder.latent_dim, generator=generator)
-        own = index < len(self._train)
-        if self._extra is None or bool(own.all()):
-            return self._train["images"].rows(index), noise
-        images = torch.empty(len(index), *self._train["images"].shape, dtype=torch.uint8)
-        images[own] = self._train["images"].rows(index[own])
-        images[~own] = self._extra["images"].rows(index[~own] - len(self._train))
-        return images, noise
+        return joined_rows(self._images, index), noise
 
     def held_out(self) -> dict[str, float]:
         """Return the loss, and the squared reconstruction error of images in [-1, 1], on held-out images."""
