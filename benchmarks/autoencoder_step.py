@@ -21,10 +21,10 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from posthoc_inn.autoencoders import ConvAutoencoder
-from posthoc_inn.cache import Cache, pixels, unit
 from posthoc_inn.config import AutoencoderConfig, TrainConfig, preset
 from posthoc_inn.images import BatchSource
 from posthoc_inn.plugins import get_plugin_manager
+from posthoc_inn.rows.cache import Cache, pixels, unit
 from posthoc_inn.training.loop import Loop, step_seed
 from posthoc_inn.training.precision import choose_precision
 from posthoc_inn.training.schedule import learning_rate

@@ -14,10 +14,10 @@ import torch
 from lightning_fabric import Fabric
 
 from posthoc_inn.autoencoders import ConvAutoencoder
-from posthoc_inn.cache import Cache, pixels
 from posthoc_inn.config import AutoencoderConfig, TrainConfig
 from posthoc_inn.images import BatchSource
 from posthoc_inn.plugins import get_plugin_manager
+from posthoc_inn.rows.cache import Cache, pixels
 from posthoc_inn.training import train
 from posthoc_inn.training.precision import choose_precision
 from posthoc_inn.training.tasks import AutoencoderTask

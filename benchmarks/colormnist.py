@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 
 from posthoc_inn import Interpreter
-from posthoc_inn.cache import Cache
 from posthoc_inn.config import ConditionerConfig, FlowConfig, TrainConfig
 from posthoc_inn.datasets.color_digits import ColorizedDigits
 from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.report.figures import sample_grid
+from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import train
 from posthoc_inn.training.precision import choose_precision
 from posthoc_inn.training.tasks import FlowTask, flow_likelihood

@@ -31,15 +31,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from posthoc_inn import cache as cache_module
 from posthoc_inn.autoencoders import GivenAutoencoder
-from posthoc_inn.cache import Cache
 from posthoc_inn.config import ImageSpec, preset
 from posthoc_inn.features import LayerExtractor
-from posthoc_inn.fitting import Fit, resident
+from posthoc_inn.fit.stages import Fit, resident
 from posthoc_inn.images import BatchSource, split
-from posthoc_inn.pipeline import InputAdapter
+from posthoc_inn.images.adapter import InputAdapter
 from posthoc_inn.progress import Reporter
+from posthoc_inn.rows import cache as cache_module
+from posthoc_inn.rows.cache import Cache
 
 SIDE = 8
 

@@ -17,9 +17,9 @@ import torch
 from harness import common_arguments, pinned, print_table, statement
 from time_to_likelihood import conditioner_config, kept, synthetic
 
-from posthoc_inn.cache import Cache
 from posthoc_inn.config import FitConfig, preset
 from posthoc_inn.flows import ConditionalFlow, computing_in, set_compute_dtype
+from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import train
 from posthoc_inn.training.tasks import FlowTask, flow_likelihood
 

@@ -14,11 +14,11 @@ import time
 import torch
 
 from posthoc_inn import Interpreter
-from posthoc_inn.cache import Cache
 from posthoc_inn.config import ConditionerConfig, FlowConfig, TrainConfig
 from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.images import BatchSource
 from posthoc_inn.plugins import get_plugin_manager
+from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import train
 from posthoc_inn.training.tasks import FlowLoss, FlowTask, flow_likelihood
 

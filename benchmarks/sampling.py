@@ -26,7 +26,7 @@ from torch import Tensor
 
 from posthoc_inn.config import ConditionerConfig, FlowConfig, preset
 from posthoc_inn.flows import ConditionalFlow
-from posthoc_inn.flows.fast_inverse import CHUNK
+from posthoc_inn.flows.fast.inverse import CHUNK
 from posthoc_inn.pipeline import Pipeline
 
 Draw = Callable[[Tensor, int], Tensor]

@@ -30,9 +30,9 @@ from harness import (
 )
 from torch import Tensor, nn
 
-from posthoc_inn.cache import Cache
 from posthoc_inn.config import ConditionerConfig, FlowConfig, TrainConfig, preset
 from posthoc_inn.flows import ConditionalFlow
+from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training.tasks import FlowTask
 
 Z_WIDTH = 512

@@ -41,10 +41,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posthoc_inn import Interpreter
-from posthoc_inn.cache import Cache
 from posthoc_inn.config import ConditionerConfig, FitConfig, TrainConfig, preset
 from posthoc_inn.flows import ConditionalFlow, Conditioner
 from posthoc_inn.plugins import get_plugin_manager
+from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training.tasks import FlowTask
 
 COLUMNS = ("z", "mean", "std")

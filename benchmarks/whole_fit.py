@@ -42,11 +42,11 @@ from torch import Tensor
 
 from posthoc_inn import Interpreter
 from posthoc_inn.autoencoders import ConvAutoencoder
-from posthoc_inn.cache import Cache, unit
 from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec, TrainConfig, preset
+from posthoc_inn.fit.preparing import choose_image_size
 from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.pipeline import Pipeline
-from posthoc_inn.preparing import choose_image_size
+from posthoc_inn.rows.cache import Cache, unit
 from posthoc_inn.training import train
 from posthoc_inn.training.tasks import FlowLoss, FlowTask, Shuffle
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from posthoc_inn.analysis import Response
 from posthoc_inn.analysis.results import share_with_error
 from posthoc_inn.autoencoders import Autoencoder, ConvAutoencoder
-from posthoc_inn.cache import Cache, pixels
 from posthoc_inn.concepts import AttributeSource, GivenPairs, JoinedSources
 from posthoc_inn.config import AutoencoderConfig, TrainConfig, preset
 from posthoc_inn.datasets.color_digits import ColorizedDigits, blend
+from posthoc_inn.rows.cache import Cache, pixels
 from posthoc_inn.training import train
 from posthoc_inn.training.tasks import AutoencoderTask
 

@@ -41,14 +41,14 @@ from posthoc_inn import Interpreter
 from posthoc_inn.analysis import Response, generative_quality, response, response_embedding, walk_density
 from posthoc_inn.analysis.editing import latent_walk, swap, walk
 from posthoc_inn.autoencoders import Autoencoder
-from posthoc_inn.cache import Cache
-from posthoc_inn.concept_fitting import BoundConcepts, estimate_sizes, fit_concepts, rows_of
 from posthoc_inn.concepts import ConceptModel, JoinedSources, Space, factor_sizes
 from posthoc_inn.config import ConceptConfig, TrainConfig
 from posthoc_inn.datasets.color_digits import ColorizedDigits
 from posthoc_inn.drawing import picture_grid, to_png
+from posthoc_inn.fit.concepts import BoundConcepts, estimate_sizes, fit_concepts, rows_of
 from posthoc_inn.objectives import standard_normal_nll
-from posthoc_inn.training.pairs import RowPairs
+from posthoc_inn.rows.cache import Cache
+from posthoc_inn.rows.pairs import RowPairs
 from posthoc_inn.training.precision import choose_precision
 from posthoc_inn.weights import load_weights
 

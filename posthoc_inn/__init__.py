@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from posthoc_inn.features import LayerExtractor, list_layers, untouched
-    from posthoc_inn.hookspecs import hookimpl
     from posthoc_inn.interpreter import Interpreter
+    from posthoc_inn.plugins.hookspecs import hookimpl
 
 # Resolved on first use (PEP 562): importing the package, or asking the command line for help, must not import torch.
 _LAZY = {
@@ -18,7 +18,7 @@ _LAZY = {
     "LayerExtractor": "posthoc_inn.features",
     "list_layers": "posthoc_inn.features",
     "untouched": "posthoc_inn.features",
-    "hookimpl": "posthoc_inn.hookspecs",
+    "hookimpl": "posthoc_inn.plugins.hookspecs",
 }
 
 __all__ = ["Interpreter", "LayerExtractor", "__version__", "hookimpl", "list_layers", "untouched"]

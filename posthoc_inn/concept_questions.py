@@ -13,16 +13,16 @@ from torch import Tensor
 
 from posthoc_inn import analysis
 from posthoc_inn.analysis import editing
-from posthoc_inn.cache import DEFAULT_BUDGET
-from posthoc_inn.concept_fitting import ConceptFit, ConceptRequest, bind, fit_concepts, rows_of
 from posthoc_inn.concepts import AttributeSource, ConceptModel, Space, as_source, length_of
 from posthoc_inn.config import ConceptConfig
 from posthoc_inn.errors import ConfigError, DataError, NotFittedError, UnknownNameError
+from posthoc_inn.fit.concepts import ConceptFit, ConceptRequest, bind, fit_concepts, rows_of
+from posthoc_inn.fit.preparing import of_length
 from posthoc_inn.images import BatchSource, in_order, positions, split
 from posthoc_inn.pipeline import Pipeline
-from posthoc_inn.preparing import of_length
 from posthoc_inn.progress import Reporter, make_reporter
-from posthoc_inn.reading import RowReader
+from posthoc_inn.rows.cache import DEFAULT_BUDGET
+from posthoc_inn.rows.reader import RowReader
 from posthoc_inn.training.precision import choose_precision
 
 

@@ -25,15 +25,15 @@ from posthoc_inn.errors import (
     ShapeError,
 )
 from posthoc_inn.features import LayerExtractor
-from posthoc_inn.fingerprint import describe_tensors, fingerprint
-from posthoc_inn.fitting import Fit, FitResult, Plan
-from posthoc_inn.hookspecs import FitEvent
+from posthoc_inn.fit.preparing import check_space, configured, make_adapter, make_autoencoder
+from posthoc_inn.fit.stages import Fit, FitResult, Plan
 from posthoc_inn.images import BatchSource, split
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.plugins import get_plugin_manager
-from posthoc_inn.preparing import check_space, configured, make_adapter, make_autoencoder
+from posthoc_inn.plugins.hookspecs import FitEvent
 from posthoc_inn.progress import Reporter, make_reporter
 from posthoc_inn.training.precision import check_precision, choose_device, choose_precision
+from posthoc_inn.weights import describe_tensors, fingerprint
 
 
 class Interpreter(ConceptQuestions):

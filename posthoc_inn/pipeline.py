@@ -10,56 +10,12 @@ import torch
 from torch import Tensor
 
 from posthoc_inn.autoencoders import Autoencoder
-from posthoc_inn.config import ImageSpec
+from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.errors import ShapeError
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.flows import ConditionalFlow, computing_in
-from posthoc_inn.images import Normalization, apply_spec, fit_canonical
+from posthoc_inn.images import InputAdapter
 from posthoc_inn.objectives import flow_nll
-
-CHUNK = 512
-"""Rows of latents that go through a network at a time: memory is bounded whatever the number of samples."""
-
-
-@dataclass(frozen=True)
-class InputAdapter:
-    """How the user's tensors become model inputs and pictures, and how pictures become model inputs.
-
-    Attributes:
-        spec: How the model wants canonical images.
-        normalization: How the user's tensors came from images in [0, 1]; None when they are canonical images
-            already, and the model gets them through `spec` (a registered backbone).
-        image_size: Side of the autoencoder's images, in pixels.
-        channels: Channels of the autoencoder's images.
-    """
-
-    spec: ImageSpec
-    normalization: Normalization | None
-    image_size: int
-    channels: int
-
-    def to_model(self, images: Tensor) -> Tensor:
-        """Return what the model is fed for the user's tensors (B, C, H, W)."""
-        return images if self.normalization is not None else apply_spec(images, self.spec)
-
-    def to_images(self, images: Tensor) -> Tensor:
-        """Return canonical images of the autoencoder's size for the user's tensors (B, C, H, W)."""
-        if self.normalization is not None:
-            images = self.normalization.undo(images)
-        return fit_canonical(images, self.image_size, self.channels)
-
-    def from_pictures(self, images: Tensor) -> Tensor:
-        """Return canonical images of the autoencoder's size for canonical images (B, C, H, W) of any size."""
-        return fit_canonical(images, self.image_size, self.channels)
-
-    def images_to_model(self, images: Tensor) -> Tensor:
-        """Return model inputs for canonical images (B, C, H, W) of any size, differentiably."""
-        return apply_spec(images, self.spec)
-
-
-def is_classification(output: Tensor) -> bool:
-    """Whether the model's output (B, ...) is one row of class scores per image."""
-    return output.ndim == 2 and output.shape[1] >= 2
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int = CHUNK) -> Tensor:

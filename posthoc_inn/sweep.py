@@ -27,12 +27,11 @@ from posthoc_inn.bundle import load_bundle
 from posthoc_inn.concepts import RANDOM, RESIDUAL, ConceptModel
 from posthoc_inn.config import Config
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnError, Problems, TrainingError
+from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.files import replace_file
-from posthoc_inn.fingerprint import fingerprint
 from posthoc_inn.images import BatchSource
 from posthoc_inn.interpreter import Interpreter
-from posthoc_inn.pipeline import is_classification
-from posthoc_inn.weights import load_weights
+from posthoc_inn.weights import fingerprint, load_weights
 
 RESULT = "result.json"
 

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from posthoc_inn.bundle import load_bundle, save_bundle
-from posthoc_inn.bundle.files import sha256
+from posthoc_inn.bundle.members import sha256
 from posthoc_inn.errors import BundleError
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.pipeline import Pipeline

@@ -168,7 +168,7 @@ class AttackView(Result):
 
     def figure(self, rows: int = SHOWN) -> Figure:
         """Draw MSC fig. 5 for the first `rows` images; predictions that differ from the clean one are red."""
-        from posthoc_inn.analysis.grids import Column, annotated_grid, wrapped
+        from posthoc_inn.drawing import Column, annotated_grid, wrapped
 
         n = min(rows, self.images)
         gain = 0.5 / self.attack.epsilon

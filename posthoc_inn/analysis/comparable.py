@@ -10,10 +10,12 @@ from torch import Tensor
 
 from posthoc_inn.errors import ConfigError, DataError, Problems
 from posthoc_inn.features.isolation import unwrap
-from posthoc_inn.fingerprint import fingerprint
+from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.images.adapter import InputAdapter
 from posthoc_inn.images.normalization import ROUNDING
 from posthoc_inn.images.spec import check_canonical
-from posthoc_inn.pipeline import InputAdapter, Pipeline, is_classification
+from posthoc_inn.pipeline import Pipeline
+from posthoc_inn.weights import fingerprint
 
 ROWS = 64
 """Images that go through the explained model at a time."""

@@ -13,7 +13,8 @@ from posthoc_inn.analysis.editing import Names, listed_factors, swap
 from posthoc_inn.analysis.results import Result, share_with_error
 from posthoc_inn.concepts import RANDOM, ConceptModel
 from posthoc_inn.errors import ConfigError, ShapeError
-from posthoc_inn.pipeline import Pipeline, is_classification
+from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.pipeline import Pipeline
 
 SHOWN = 8
 

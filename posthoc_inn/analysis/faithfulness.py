@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posthoc_inn.analysis.results import Result, share_with_error
-from posthoc_inn.pipeline import Pipeline, is_classification
+from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.pipeline import Pipeline
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from posthoc_inn.errors import ConfigError, DataError, ShapeError
 from posthoc_inn.images import find_image_files, load_image, match_channels, pil_to_tensor
-from posthoc_inn.images.files import MAX_PIXELS, PathLike
+from posthoc_inn.images.image_files import MAX_PIXELS, PathLike
 from posthoc_inn.images.spec import check_canonical
 
 if TYPE_CHECKING:

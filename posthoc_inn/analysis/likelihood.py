@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from posthoc_inn.analysis.results import Result
-from posthoc_inn.cache import Cache
 from posthoc_inn.flows import computing_in
 from posthoc_inn.objectives import encoder_noise_entropy, standard_normal_nll
 from posthoc_inn.pipeline import Pipeline
+from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import History, Verdict
 
 

@@ -104,8 +104,7 @@ class InvarianceMaps(Result):
         from matplotlib.colors import Normalize
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-        from posthoc_inn.analysis.grids import MAP, Column, annotated_grid, wrapped
-        from posthoc_inn.drawing import BLUE, INK, SOFT, new_figure, plain
+        from posthoc_inn.drawing import BLUE, INK, MAP, SOFT, Column, annotated_grid, new_figure, plain, wrapped
 
         n = min(rows, len(self.inputs))
         shown = torch.cat([layer.variance_map[:n].flatten() for layer in self.layers])

@@ -11,9 +11,9 @@ from posthoc_inn.analysis.faithfulness import Faithfulness, compare_with_model, 
 from posthoc_inn.analysis.invariance import explained_by_invariances
 from posthoc_inn.analysis.likelihood import likelihood
 from posthoc_inn.analysis.results import Result
-from posthoc_inn.cache import Cache, unit
 from posthoc_inn.objectives import kl_to_standard_normal
 from posthoc_inn.pipeline import Pipeline
+from posthoc_inn.rows.cache import Cache, unit
 from posthoc_inn.training import History
 
 IMAGES = 1000

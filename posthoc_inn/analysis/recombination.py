@@ -13,9 +13,12 @@ from torch import Tensor
 
 from posthoc_inn.analysis.comparable import ROWS, as_given, class_name, classify, contexts, predict, to_canonical
 from posthoc_inn.analysis.results import Result, share_with_error
+from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.errors import ConfigError, ShapeError
+from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.images.adapter import InputAdapter
 from posthoc_inn.images.spec import check_canonical
-from posthoc_inn.pipeline import CHUNK, InputAdapter, Pipeline, is_classification
+from posthoc_inn.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,7 +97,7 @@ class Recombination(Result):
 
     def figure(self, rows: int = SHOWN, columns: int = SHOWN) -> Figure:
         """Draw the first rows and columns; predictions that differ from the row's image are red."""
-        from posthoc_inn.analysis.grids import Column, annotated_grid
+        from posthoc_inn.drawing import Column, annotated_grid
 
         n, k = min(rows, self.rows), min(columns, self.columns)
         corner = torch.full_like(self.z_images[:1], math.nan)

@@ -18,7 +18,8 @@ from posthoc_inn.analysis.results import Result, by_name, share_with_error
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.drawing import BLUE, INK, ORANGE, SOFT, new_figure, plain
 from posthoc_inn.errors import ConfigError, Problems, ShapeError
-from posthoc_inn.pipeline import Pipeline, is_classification
+from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.pipeline import Pipeline
 
 Head = Callable[[Tensor], Tensor]
 """Class scores (B, classes) of representations or latents (B, *shape)."""

@@ -6,6 +6,9 @@ from torch import Tensor, nn
 
 from posthoc_inn.config import AutoencoderConfig
 
+CHUNK = 512
+"""Images or latents that go through a network at a time: memory is bounded whatever their number."""
+
 
 class Autoencoder(nn.Module):
     """A stochastic encoder E and a decoder D (MSC A.1).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from posthoc_inn.bundle.files import MODEL_FILE, shown
+from posthoc_inn.bundle.members import MODEL_FILE, shown
 from posthoc_inn.bundle.record import Document
 
 _FILES = {

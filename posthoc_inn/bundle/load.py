@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from posthoc_inn.bundle.files import (
+from posthoc_inn.bundle.members import (
     BUNDLE_FILE,
     METRICS_FILE,
     MODEL_FILE,
@@ -34,7 +34,7 @@ from posthoc_inn.bundle.record import AutoencoderRecord, Bundle, Document, parse
 from posthoc_inn.bundle.tensors import TensorFile, read_tensors
 from posthoc_inn.config import AutoencoderConfig
 from posthoc_inn.errors import BundleError
-from posthoc_inn.fingerprint import fingerprint
+from posthoc_inn.weights import fingerprint
 
 PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from posthoc_inn.bundle.files import shown
+from posthoc_inn.bundle.members import shown
 from posthoc_inn.bundle.record import ConceptRecord
 from posthoc_inn.bundle.tensors import TensorFile, TensorSpec, specs_of
 from posthoc_inn.concepts import ConceptModel

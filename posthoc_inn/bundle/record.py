@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from torch import nn
 
-from posthoc_inn.bundle.files import DIGESTED, METRICS_FILE, MODEL_FILE, WEIGHTS_FILE, shown
+from posthoc_inn.bundle.members import DIGESTED, METRICS_FILE, MODEL_FILE, WEIGHTS_FILE, shown
 from posthoc_inn.concepts import RESIDUAL, ConceptModel
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, Config, FlowConfig, ImageSpec
 from posthoc_inn.errors import BundleError, ConfigError, Problems
-from posthoc_inn.fingerprint import describe_tensors, fingerprint
 from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.images import Normalization
-from posthoc_inn.pipeline import InputAdapter
+from posthoc_inn.images.adapter import InputAdapter
+from posthoc_inn.weights import describe_tensors, fingerprint
 
 FORMAT = "posthoc-inn-bundle"
 FORMAT_VERSION = 3

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from posthoc_inn import __version__
 from posthoc_inn.bundle.card import write_card
-from posthoc_inn.bundle.files import (
+from posthoc_inn.bundle.load import options_of
+from posthoc_inn.bundle.members import (
     BUNDLE_FILE,
     CARD_FILE,
     LIMITS,
@@ -31,7 +32,6 @@ from posthoc_inn.bundle.files import (
     sha256,
     shown,
 )
-from posthoc_inn.bundle.load import options_of
 from posthoc_inn.bundle.modules import AUTOENCODER, CONCEPTS, FLOW, is_rebuildable
 from posthoc_inn.bundle.record import (
     FORMAT,
@@ -48,7 +48,7 @@ from posthoc_inn.bundle.record import (
 from posthoc_inn.bundle.tensors import MAX_HEADER
 from posthoc_inn.config import AutoencoderConfig
 from posthoc_inn.errors import BundleError, ConfigError
-from posthoc_inn.fingerprint import fingerprint, plain_state
+from posthoc_inn.weights import fingerprint, plain_state
 
 
 def save_bundle(

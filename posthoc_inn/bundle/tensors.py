@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from posthoc_inn.bundle.files import BUNDLE_FILE, LIMITS, open_member, parse_json, read_exactly, sha256, shown
+from posthoc_inn.bundle.members import BUNDLE_FILE, LIMITS, open_member, parse_json, read_exactly, sha256, shown
 from posthoc_inn.bundle.record import MemberRecord
 from posthoc_inn.errors import BundleError
 

@@ -138,14 +138,14 @@ def _settings(own: tuple[tuple[str, Any], ...], wanted: list[str], manager: Any)
 
 def _images(name: str, root: str | None, given: dict[str, Any], stored: Any, seed: int) -> Any:
     """Return held-out images as the bundle's interpreter takes them, canonical or as the model eats them."""
-    from posthoc_inn.cli import sources
+    from posthoc_inn.cli.data import folder_images, is_folder
     from posthoc_inn.images import BatchSource, apply_spec
     from posthoc_inn.plugins import get_plugin_manager
 
     manager = get_plugin_manager()
     adapter = stored.adapter
-    if sources.is_folder(manager, name):
-        images = sources.folder_images(
+    if is_folder(manager, name):
+        images = folder_images(
             Path(name), size=side_of(stored), channels=adapter.channels, held_out=None, seed=seed, needed=None
         ).held_out
     else:

@@ -47,7 +47,7 @@ def load(path: Path, model: str | None, weights: str | None, device: str) -> tup
         DataError: The model cannot be rebuilt from what the bundle tells.
     """
     from posthoc_inn.bundle import load_bundle
-    from posthoc_inn.cli.fit_inputs import open_device
+    from posthoc_inn.cli.models import open_device
     from posthoc_inn.interpreter import Interpreter
 
     where = bundle_of(path)
@@ -61,7 +61,7 @@ def load(path: Path, model: str | None, weights: str | None, device: str) -> tup
 def rebuild(stored: Bundle, where: Path, model: str | None, weights: str | None) -> nn.Module:
     """Build the explained model from a bundle's origin (a registered name, never code) or from what is given."""
     from posthoc_inn.bundle import load_model_state
-    from posthoc_inn.cli import sources
+    from posthoc_inn.cli.models import NONE, TRAIN, build_model
     from posthoc_inn.plugins import get_plugin_manager
     from posthoc_inn.weights import load_into
 
@@ -78,14 +78,14 @@ def rebuild(stored: Bundle, where: Path, model: str | None, weights: str | None)
     named: Any = weights
     if weights is None and not holds_weights and model is None:
         named = origin.get("weights")
-        if named not in (None, sources.NONE) and ("." in str(named) or named == sources.TRAIN):
+        if named not in (None, NONE) and ("." in str(named) or named == TRAIN):
             raise DataError(
                 f"The bundle {where} was fitted to {backbone} with the weights {named}, which it does not hold. "
                 "Pass them: "
                 "--weights FILE."
             )
     classes = origin.get("num_classes")
-    built = sources.build_model(
+    built = build_model(
         get_plugin_manager(),
         backbone=backbone,
         model=model,
@@ -122,7 +122,7 @@ def read_images(stored: Bundle, paths: list[Path]) -> Tensor:
 
 def side_of(stored: Bundle) -> int:
     """Return the side at which files are read: what the model or the autoencoder needs, the larger one."""
-    from posthoc_inn.cli.sources import needed_side
+    from posthoc_inn.cli.models import needed_side
 
     return max(stored.adapter.image_size, needed_side(stored.adapter.spec) or 0)
 

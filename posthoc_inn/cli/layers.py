@@ -56,17 +56,17 @@ def command(
     problems.check(input_shape is None or input_size is None, "give --input-shape or --input-size, not both")
     problems.raise_if_any()
 
-    from posthoc_inn.cli import sources
+    from posthoc_inn.cli.models import backbone_spec, build_model
     from posthoc_inn.plugins import get_plugin_manager
 
     manager = get_plugin_manager()
     shape = input_shape or ((3, input_size, input_size) if input_size else None)
     if shape is None and backbone is not None:
-        spec = sources.backbone_spec(manager, backbone, weights, input_size=None, mean=None, std=None)
+        spec = backbone_spec(manager, backbone, weights, input_size=None, mean=None, std=None)
         if spec.size is not None:
             shape = (spec.channels, *spec.size)
     shape = shape or (3, DEFAULT_SIDE, DEFAULT_SIDE)
-    module = sources.build_model(manager, backbone=backbone, model=model, weights=weights, num_classes=num_classes)
+    module = build_model(manager, backbone=backbone, model=model, weights=weights, num_classes=num_classes)
     found = _list(module, shape, not no_cuts)
     if leaves:
         inner = {info.name.rpartition(".")[0] for info in found}

@@ -20,8 +20,11 @@ DEBUG = "POSTHOC_INN_DEBUG"
 EXIT_ERROR, EXIT_DEFECT, EXIT_INTERRUPTED = 1, 70, 130
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("posthoc_inn.cli.fit", "Recover a layer's invariances; with no option, on embedded handwritten digits."),
-    "demo": ("posthoc_inn.cli.fit", "The same as fit: with no option, the embedded example."),
+    "fit": (
+        "posthoc_inn.cli.fit.command",
+        "Recover a layer's invariances; with no option, on embedded digits.",
+    ),
+    "demo": ("posthoc_inn.cli.fit.command", "The same as fit: with no option, the embedded example."),
     "layers": ("posthoc_inn.cli.layers", "List a model's layers: output shapes, and which are true cuts."),
     "sample": ("posthoc_inn.cli.sample", "Draw images that a layer cannot tell apart from given ones."),
     "edit": ("posthoc_inn.cli.edit", "Change a concept of images: take it from others, draw it anew, walk."),
@@ -29,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "posthoc_inn.cli.analyze",
         "Analyse a fitted layer: relevance, attack, response, and more, in one report.",
     ),
-    "plugins": ("posthoc_inn.cli.plugins", "List what is registered, and by whom."),
+    "plugins": ("posthoc_inn.cli.list_plugins", "List what is registered, and by whom."),
     "doctor": ("posthoc_inn.cli.doctor", "Check this machine: versions, plugins, speed, disk space."),
 }
 """Name -> (module that holds it as `command`, what it does in a line)."""

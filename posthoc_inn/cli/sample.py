@@ -77,7 +77,7 @@ def draw(
     """Write the grid, and return what it shows."""
     import torch
 
-    from posthoc_inn.pipeline import is_classification
+    from posthoc_inn.features.outputs import is_classification
     from posthoc_inn.report.figures import sample_grid, to_png
 
     paths = listed_images(files)

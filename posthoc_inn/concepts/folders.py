@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from posthoc_inn.concepts.model import RANDOM, RESIDUAL
 from posthoc_inn.errors import ConfigError, DataError, Problems, is_count
 from posthoc_inn.images import fit_canonical, load_image
-from posthoc_inn.images.files import FORMATS, SUFFIXES, PathLike
+from posthoc_inn.images.image_files import FORMATS, SUFFIXES, PathLike
 
 DIFFERS = "not-"
 """Put before a concept's name, it marks the folder of pairs that differ in the concept."""

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from posthoc_inn.concepts.style_features import MIN_SIDE, StyleFeatures, gram
 from posthoc_inn.config import ImageSpec
 from posthoc_inn.errors import PosthocInnWarning, Problems, ShapeError, TrainingError, is_count
-from posthoc_inn.fingerprint import fingerprint
 from posthoc_inn.images import fit_canonical, match_channels
 from posthoc_inn.images.spec import check_canonical
-from posthoc_inn.weights import seeded_init
+from posthoc_inn.weights import fingerprint, seeded_init
 
 EDGE = 0.02
 """Distance from black and white at which pixels are held before their logit is taken."""
@@ -82,7 +81,7 @@ class StyleTransfer:
     Raises:
         ConfigError: An option is out of range.
 
-    >>> from posthoc_inn.builtin_models import small_cnn
+    >>> from posthoc_inn.builtin.small_cnn import small_cnn
     >>> stylize = StyleTransfer(small_cnn(), steps=2, side=32)
     >>> stylize(torch.rand(3, 3, 16, 16), torch.rand(3, 40, 40)).shape
     torch.Size([3, 3, 16, 16])

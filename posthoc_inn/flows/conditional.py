@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from posthoc_inn.config import ConditionerConfig, FlowConfig
 from posthoc_inn.errors import ConfigError, NotFittedError, ShapeError
-from posthoc_inn.flows import fast_inverse
 from posthoc_inn.flows.conditioner import Conditioner
 from posthoc_inn.flows.coupling import Context, ProjectedContext, check_context, check_width
 from posthoc_inn.flows.coupling_flow import CouplingFactory, CouplingFlow, evaluating
 from posthoc_inn.flows.factor import FactorFlow
+from posthoc_inn.flows.fast import inverse as fast_inverse
 
 BASE_CHUNK = 4096
 """Latents that go through e⁻¹ at a time."""

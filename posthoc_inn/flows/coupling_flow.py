@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import ConfigError, DataError, ShapeError, UnknownNameError, suggest
-from posthoc_inn.flows import fast
 from posthoc_inn.flows.actnorm import ActNorm
 from posthoc_inn.flows.coupling import AffineCoupling, Context, ProjectedContext, check_context, check_width
+from posthoc_inn.flows.fast import training as fast
+from posthoc_inn.flows.fast.workspace import Workspace
 from posthoc_inn.flows.permutation import Permutation
 from posthoc_inn.flows.spline import SplineCoupling
-from posthoc_inn.flows.workspace import Workspace
 
 CouplingFactory = Callable[..., nn.Module]
 """`factory(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn.Module`.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from posthoc_inn.images.files import (
+from posthoc_inn.images.adapter import InputAdapter
+from posthoc_inn.images.batches import Batch, BatchSource
+from posthoc_inn.images.image_files import (
     ImageFiles,
     find_image_files,
     load_image,
@@ -11,7 +13,6 @@ from posthoc_inn.images.files import (
     stack_image_files,
 )
 from posthoc_inn.images.normalization import Normalization, recognize_normalization
-from posthoc_inn.images.sources import Batch, BatchSource
 from posthoc_inn.images.spec import (
     apply_spec,
     fit_canonical,
@@ -25,6 +26,7 @@ __all__ = [
     "Batch",
     "BatchSource",
     "ImageFiles",
+    "InputAdapter",
     "Normalization",
     "apply_spec",
     "find_image_files",

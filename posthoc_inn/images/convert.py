@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from posthoc_inn.errors import DataError
-from posthoc_inn.images.files import pil_to_tensor
+from posthoc_inn.images.image_files import pil_to_tensor
 
 IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs", "img")
 LABEL_KEYS = ("label", "labels", "y", "target", "targets")

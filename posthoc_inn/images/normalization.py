@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import ChainDataset, ConcatDataset, DataLoader, Dataset, Subset
 
 from posthoc_inn.errors import DataError, Problems
-from posthoc_inn.images.sources import BatchSource
+from posthoc_inn.images.batches import BatchSource
 from posthoc_inn.images.spec import denormalize, normalize
 
 LOOKED_AT = 512

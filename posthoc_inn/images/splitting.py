@@ -20,8 +20,8 @@ from torch.utils.data import (
 )
 
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnWarning
+from posthoc_inn.images.batches import BatchSource
 from posthoc_inn.images.convert import as_labels
-from posthoc_inn.images.sources import BatchSource
 
 
 def split(data: Any, held_out: Any = 0.1, seed: int = 0) -> tuple[Any, Any]:

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posthoc_inn.cache import Cache, pixels, unit
 from posthoc_inn.config import ImageSpec, TrainConfig
 from posthoc_inn.errors import DataError
 from posthoc_inn.images import apply_spec
+from posthoc_inn.rows.cache import Cache, pixels, unit
 from posthoc_inn.training.tasks import Shuffle
 
 CLASSIFIER_TRAINING = TrainConfig(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from posthoc_inn.concepts.model import CHUNK
-from posthoc_inn.training.factors import Rows
-from posthoc_inn.training.pairs import RowPairs
+from posthoc_inn.rows.latents import Rows
+from posthoc_inn.rows.pairs import RowPairs
 
 PAIRS = 16_384
 """Pairs drawn a concept."""

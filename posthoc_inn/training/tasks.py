@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_inn.autoencoders import TrainableAutoencoder
-from posthoc_inn.cache import Cache, joined_rows, unit
 from posthoc_inn.errors import DataError
 from posthoc_inn.flows import ConditionalFlow, without_dropout
 from posthoc_inn.objectives import flow_nll, interaction_variance
+from posthoc_inn.rows.cache import Cache, joined_rows, unit
 
 
 class Shuffle:

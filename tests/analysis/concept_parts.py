@@ -11,7 +11,8 @@ from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig,
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.flows import ConditionalFlow, FactorFlow
 from posthoc_inn.flows.subnet import Subnet
-from posthoc_inn.pipeline import InputAdapter, Pipeline
+from posthoc_inn.images.adapter import InputAdapter
+from posthoc_inn.pipeline import Pipeline
 
 NAMES = ("digit", "color")
 

@@ -13,11 +13,11 @@ from posthoc_inn.autoencoders import ConvAutoencoder
 from posthoc_inn.bundle import Bundle
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig, ImageSpec
-from posthoc_inn.fingerprint import describe_tensors, fingerprint
 from posthoc_inn.flows import ConditionalFlow, FactorFlow
 from posthoc_inn.flows.subnet import Subnet
 from posthoc_inn.images import Normalization
-from posthoc_inn.pipeline import InputAdapter
+from posthoc_inn.images.adapter import InputAdapter
+from posthoc_inn.weights import describe_tensors, fingerprint
 
 LATENT = 4
 METRICS = {

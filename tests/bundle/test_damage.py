@@ -27,7 +27,8 @@ from bundle_helpers import (
 )
 from safetensors.torch import load, save
 
-from posthoc_inn.bundle import files, load_bundle, load_model_state, modules, record, save_bundle, tensors
+from posthoc_inn.bundle import load_bundle, load_model_state, modules, record, save_bundle, tensors
+from posthoc_inn.bundle import members as files
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import BundleError, PosthocInnError
 

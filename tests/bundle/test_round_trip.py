@@ -14,9 +14,9 @@ from posthoc_inn.autoencoders import GivenAutoencoder
 from posthoc_inn.bundle import MEMBERS, load_bundle, load_model_state, modules, save_bundle
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig, ImageSpec
 from posthoc_inn.errors import BundleError
-from posthoc_inn.fingerprint import fingerprint
 from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
-from posthoc_inn.pipeline import InputAdapter
+from posthoc_inn.images.adapter import InputAdapter
+from posthoc_inn.weights import fingerprint
 
 
 def given_autoencoder(seed=0, noise=0.01):

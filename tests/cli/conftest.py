@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from posthoc_inn import config
-from posthoc_inn.cli import classifier_stage, fit_run
+from posthoc_inn.cli.fit import classifier as classifier_stage
+from posthoc_inn.cli.fit import run as fit_run
 from posthoc_inn.cli.main import main
 from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.report import figures

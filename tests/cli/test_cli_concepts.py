@@ -97,7 +97,7 @@ def test_analyze_writes_one_report_with_a_section_each(ask, with_concepts, pictu
 def test_all_that_the_bundle_allows_is_run_by_default_and_a_problem_is_told_in_place(
     ask, finished, pictures, tmp_path, monkeypatch
 ):
-    from posthoc_inn import builtin_analyses
+    from posthoc_inn.analysis import by_name as builtin_analyses
     from posthoc_inn.errors import DataError
 
     def broken(interpreter, data, *, seed):

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from posthoc_inn.builtin_models import SmallCNN
+from posthoc_inn.builtin.small_cnn import SmallCNN
 from posthoc_inn.bundle import load_bundle
-from posthoc_inn.cli import fit_options
-from posthoc_inn.cli.fit_options import FitOptions, choose
+from posthoc_inn.cli.fit import options as fit_options
+from posthoc_inn.cli.fit.options import FitOptions, choose
 from posthoc_inn.errors import ConfigError
 from posthoc_inn.plugins import PluginManager, get_plugin_manager
 
@@ -258,9 +258,9 @@ def test_images_without_classes_cannot_train_a_model(ask, pictures, quick, tmp_p
 def test_the_model_is_left_as_it_is(ask, pictures, own_code, monkeypatch):
     seen: list[nn.Module] = []
 
-    import posthoc_inn.cli.sources as sources
+    import posthoc_inn.cli.models as models
 
-    build = sources.import_factory
+    build = models.import_factory
 
     def remember(text):
         seen.append(build(text))
@@ -268,7 +268,7 @@ def test_the_model_is_left_as_it_is(ask, pictures, own_code, monkeypatch):
         return seen[0]
 
     before: dict[str, torch.Tensor] = {}
-    monkeypatch.setattr(sources, "import_factory", remember)
+    monkeypatch.setattr(models, "import_factory", remember)
     answer = ask(
         "fit", "--model", f"{own_code}:build", "--layer", "body.1", "--data", pictures, "--out", "run", "--quiet"
     )

@@ -10,7 +10,7 @@ import pytest
 
 COUNT = """
 import resource, torch
-from posthoc_inn.cli.memory import keep_freed_memory
+from posthoc_inn.cli.fit.memory import keep_freed_memory
 done = keep_freed_memory() if {keep} else None
 torch.empty(40_000_000).fill_(1)  # 160 MB, above what glibc ever keeps by itself
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -57,7 +57,7 @@ def test_a_run_that_died_goes_on_to_the_same_result(ask, monkeypatch, pictures, 
 
 
 def test_a_resumed_run_keeps_the_precision_that_was_measured(ask, monkeypatch, pictures, quick, tmp_path):
-    from posthoc_inn.cli import fit_run
+    from posthoc_inn.cli.fit import run as fit_run
 
     out, asked = tmp_path / "run", []
     options = [o for o in quick if o not in ("--precision", "32")]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from posthoc_inn.cli.run_directory import RunDirectory, resumed_options
+from posthoc_inn.cli.fit.directory import RunDirectory, resumed_options
 from posthoc_inn.errors import ConfigError, DataError
 
 

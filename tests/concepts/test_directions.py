@@ -7,12 +7,12 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from posthoc_inn.cache import Cache
 from posthoc_inn.concepts import AttributeSource, GivenPairs, shared_directions
 from posthoc_inn.errors import ShapeError
-from posthoc_inn.training.factors import Rows
+from posthoc_inn.rows.cache import Cache
+from posthoc_inn.rows.latents import Rows
+from posthoc_inn.rows.pairs import RowPairs
 from posthoc_inn.training.moments import pair_moments
-from posthoc_inn.training.pairs import RowPairs
 
 
 def faces(n=20_000, dim=8, seed=0):

@@ -16,7 +16,7 @@ from posthoc_inn.concepts import (
     shared_score,
 )
 from posthoc_inn.errors import ConfigError, DataError, ShapeError
-from posthoc_inn.training.pairs import RowPairs
+from posthoc_inn.rows.pairs import RowPairs
 
 
 def test_sharing_and_differing_pairs_have_opposite_masks():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from posthoc_inn.builtin_models import small_cnn
+from posthoc_inn.builtin.small_cnn import small_cnn
 from posthoc_inn.concepts.style_features import StyleFeatures, gram
 from posthoc_inn.concepts.stylize import PaintingNet, StyleTransfer, Stylizer
 from posthoc_inn.config import ImageSpec

@@ -8,8 +8,9 @@ from flow_helpers import build, context_for, rows
 
 from posthoc_inn.config import ConditionerConfig, FlowConfig
 from posthoc_inn.errors import NotFittedError, ShapeError
-from posthoc_inn.flows import ConditionalFlow, CouplingFlow, computing_in, fast, set_compute_dtype
-from posthoc_inn.flows.workspace import _WORKSPACES, LARGE
+from posthoc_inn.flows import ConditionalFlow, CouplingFlow, computing_in, set_compute_dtype
+from posthoc_inn.flows.fast import training as fast
+from posthoc_inn.flows.fast.workspace import _WORKSPACES, LARGE
 from posthoc_inn.objectives import flow_nll
 
 SHAPES = {

@@ -6,8 +6,8 @@ from importlib.metadata import distributions
 
 import pytest
 
-from posthoc_inn.hookspecs import PROJECT
 from posthoc_inn.plugins import PluginManager
+from posthoc_inn.plugins.hookspecs import PROJECT
 
 
 class Site:

@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from posthoc_inn import hookimpl
 from posthoc_inn.config import AutoencoderConfig, FlowConfig
 from posthoc_inn.errors import DuplicateNameError
-from posthoc_inn.hookspecs import FitEvent
 from posthoc_inn.plugins import PluginManager
+from posthoc_inn.plugins.hookspecs import FitEvent
 
 
 class Plugin:

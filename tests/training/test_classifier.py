@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from posthoc_inn.builtin_models import SmallCNN
-from posthoc_inn.cache import Cache
+from posthoc_inn.builtin.small_cnn import SmallCNN
 from posthoc_inn.config import ImageSpec, TrainConfig
 from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.errors import DataError
+from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import train
 from posthoc_inn.training.classifier import ClassifierTask, classes_of, evened, labelled_rows, wake_last_layer
 from posthoc_inn.weights import seeded_init

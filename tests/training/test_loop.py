@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from posthoc_inn.autoencoders import ConvAutoencoder
-from posthoc_inn.cache import Cache
 from posthoc_inn.config import AutoencoderConfig, TrainConfig
 from posthoc_inn.errors import TrainingError
+from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import train
 from posthoc_inn.training.checkpoint import read_checkpoint
 from posthoc_inn.training.loop import clipped_step, gradient_norm

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from posthoc_inn import Interpreter, fitting
+from posthoc_inn import Interpreter
 from posthoc_inn.config import preset
 from posthoc_inn.errors import TrainingError
+from posthoc_inn.fit import stages as fitting
 from posthoc_inn.training import threads
 from posthoc_inn.training.threads import fastest, thread_counts, time_threads, using_threads
 

@@ -10,7 +10,7 @@ import click
 
 from posthoc_inn import hookimpl
 from posthoc_inn.config import ImageSpec
-from posthoc_inn.hookspecs import FitEvent, Register
+from posthoc_inn.plugins.hookspecs import FitEvent, Register
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,8 +8,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from posthoc_inn.hookspecs import FitEvent
 from posthoc_inn.plugins import PluginManager
+from posthoc_inn.plugins.hookspecs import FitEvent
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from posthoc_inn.config import ImageSpec
-from posthoc_inn.hookspecs import Register, hookimpl
+from posthoc_inn.plugins.hookspecs import Register, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,0 +1,1 @@
+"""What the core itself registers, through the same plugin hooks as anybody's."""

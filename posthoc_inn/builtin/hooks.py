@@ -1,0 +1,263 @@
+"""What the core itself registers, through the plugin hooks; its factories import what is heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from posthoc_inn.config import AutoencoderConfig, FlowConfig, ImageSpec
+from posthoc_inn.plugins.hookspecs import Register, hookimpl
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.utils.data import Dataset
+
+    from posthoc_inn.protocols import ConceptSource
+
+
+def _small_cnn(*, weights: str | None, num_classes: int | None) -> nn.Module:
+    from posthoc_inn.builtin.small_cnn import small_cnn
+
+    return small_cnn(weights=weights, num_classes=num_classes)
+
+
+def _color_digits(root: str | None, *, train: bool, seed: int, draws: int = 1) -> Dataset[Any]:
+    from posthoc_inn.datasets.color_digits import ColorDigits
+
+    return ColorDigits(train=train, seed=seed, draws=draws)
+
+
+def _conv(config: AutoencoderConfig) -> nn.Module:
+    from posthoc_inn.autoencoders import ConvAutoencoder
+
+    return ConvAutoencoder(config)
+
+
+def _affine(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn.Module:
+    from posthoc_inn.flows import COUPLINGS
+
+    return COUPLINGS["affine"](config, index, generator=generator)
+
+
+def _spline(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn.Module:
+    from posthoc_inn.flows import COUPLINGS
+
+    return COUPLINGS["spline"](config, index, generator=generator)
+
+
+def _attribute_source(data: Dataset[Any], *, seed: int, names: str = "", agree: str = "drawn") -> ConceptSource:
+    from posthoc_inn.concepts import AttributeSource, attributes_of
+
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    return AttributeSource(attributes_of(data), concepts=wanted or None, agree=agree)  # type: ignore[arg-type]
+
+
+def _sketches(
+    data: Dataset[Any],
+    *,
+    seed: int,
+    sketch_a: str,
+    sketch_b: str,
+    name: str,
+    backbone: str,
+    weights: str | None = None,
+    images: int = 500,
+    size: int | None = None,
+    style_weight: float = 10.0,
+    steps: int = 200,
+    sharing: bool = True,
+    cache: str | None = None,
+) -> ConceptSource:
+    from posthoc_inn.concepts.sketches import SketchSource
+    from posthoc_inn.concepts.stylize import StyleTransfer
+
+    stylize = StyleTransfer.from_backbone(backbone, weights=weights, style_weight=style_weight, steps=steps, seed=seed)
+    return SketchSource(
+        data, sketch_a, sketch_b, name=name, stylize=stylize, images=images, size=size, sharing=sharing, cache=cache,
+        seed=seed,
+    )  # fmt: skip
+
+
+def _folders(data: Dataset[Any], *, seed: int, root: str, size: int, channels: int = 3) -> ConceptSource:
+    from posthoc_inn.concepts.folders import FolderPairs
+
+    return FolderPairs(root, size=size, channels=channels, data=data)  # type: ignore[arg-type]
+
+
+def _analysis(name: str) -> Callable[[], Any]:
+    def build() -> Any:
+        from posthoc_inn.analysis import by_name as builtin_analyses
+
+        return getattr(builtin_analyses, name)
+
+    return build
+
+
+ANALYSES: dict[str, tuple[str, tuple[str, ...], str, dict[str, str]]] = {
+    "explained-by-invariances": (
+        "explained", ("t",), "MSC eq. 19: share of the latent's variance that the layer ignores",
+        {"samples": "latents in all (10000)"},
+    ),
+    "concept-relevance": (
+        "relevance", ("t", "e"), "MSC eq. 20: what the layer determines of each concept, beside the first-order share",
+        {"samples": "latents in all (10000)"},
+    ),
+    "edits": ("edits", ("e",), "MSC eq. 7: each concept taken from another image", {"images": "images edited (200)"}),
+    "invariance-maps": (
+        "maps", ("t",), "MSC fig. 3: where samples vary",
+        {"images": "images (32)", "samples": "samples an image (32)"},
+    ),
+    "recombination": (
+        "recombination", ("t",), "what the layer sees of one image with what it ignores of another",
+        {"images": "images (6)"},
+    ),
+    "attack": (
+        "attack", ("t",), "MSC fig. 5: what an adversarial attack changes of z (needs captum)",
+        {"images": "images (64)", "method": "fgsm or pgd (fgsm)", "epsilon": "in units of [0, 1] (8/255)"},
+    ),
+    "response": (
+        "response", ("e",), "IIN 4.2: how the model responds to a walk in each concept, through the decoder",
+        {"images": "images (60)", "steps": "steps of the walk (60)"},
+    ),
+    "response-map": (
+        "response_map", ("e",), "IIN fig. 10: walks in the concepts among the latents, by UMAP (needs umap-learn)",
+        {"images": "images (500)", "steps": "steps of a walk (50)"},
+    ),
+    "sensitivity": (
+        "sensitivity", ("e",), "MSC fig. 7: how far an edit of each concept moves the representation",
+        {"images": "images (200)"},
+    ),
+    "generative": (
+        "generative", ("e",), "IIN tab. 2: samples of e by their Fréchet distance (needs torchmetrics)",
+        {"images": "images (1000)"},
+    ),
+}  # fmt: skip
+"""Name -> (function of `builtin_analyses`, what must have been fitted, what it is, options)."""
+
+
+@hookimpl
+def register_analyses(register: Register[Any]) -> None:
+    """Register the papers' analyses."""
+    for name, (function, needs, description, own) in ANALYSES.items():
+        register(name, _analysis(function), needs=needs, description=description, options=own, licence="MIT")
+
+
+@hookimpl
+def register_concept_sources(register: Register[ConceptSource]) -> None:
+    """Register sources of pairs."""
+    register(
+        "attribute-table",
+        _attribute_source,
+        options={
+            "names": "attributes of the data set, separated by commas (all)",
+            "agree": "drawn, or all: mark every category that happens to agree (drawn)",
+        },
+        licence="MIT",
+        description="pairs of images with the same value of an attribute of the data set's own",
+    )
+    register(
+        "sketches",
+        _sketches,
+        options={
+            "sketch_a": "file of the first sketch",
+            "sketch_b": "file of the second sketch",
+            "name": "name of the concept in which the sketches differ",
+            "backbone": "registered network whose features carry the style",
+            "weights": "its weights: a file or a published name (random)",
+            "images": "images that are painted in either style (500)",
+            "size": "side of the painted images in pixels (that of the data)",
+            "style_weight": "weight of the style against the content (10)",
+            "steps": "training steps of the painter, a sketch (200)",
+            "sharing": "draw pairs that share a sketch too (true)",
+            "cache": "directory that keeps the painted images",
+        },
+        licence="MIT",
+        reference="A Disentangling Invertible Interpretation Network (CVPR 2020), section 3.2; Johnson (ECCV 2016)",
+        description="two sketches define a concept: images painted in the style of each",
+    )
+    register(
+        "folders",
+        _folders,
+        options={
+            "root": "directory with CONCEPT/a and CONCEPT/b, pairs by file name; not-CONCEPT where they differ",
+            "size": "side of the images in pixels",
+            "channels": "1 or 3 (3)",
+        },
+        licence="MIT",
+        description="folders of pairs of images that share, or differ in, a concept",
+    )
+
+
+@hookimpl
+def register_backbones(register: Register[nn.Module]) -> None:
+    """Register a small network for small images."""
+    register(
+        "small_cnn",
+        _small_cnn,
+        spec=ImageSpec(size=(28, 28), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        layers=["stem", "stage1", "stage2", "stage3", "pool", "head"],
+        licence="MIT",
+        description="four convolutions, for 28 to 64 px",
+    )
+
+
+@hookimpl
+def register_autoencoders(register: Register[nn.Module]) -> None:
+    """Register the convolutional Gaussian autoencoder."""
+    register(
+        "conv",
+        _conv,
+        sizes=[28, 32, 64, 128],
+        channels=[1, 3],
+        licence="MIT",
+        reference="Making Sense of CNNs (ECCV 2020), appendix A.1 and tab. S1",
+        description="convolutional Gaussian autoencoder with learned output variance; channel statistics apart",
+    )
+    register(
+        "msc",
+        _conv,
+        sizes=[28, 32, 64, 128],
+        channels=[1, 3],
+        licence="MIT",
+        reference="Making Sense of CNNs (ECCV 2020), appendix A.1 and tab. S1",
+        description="tab. S1 as printed: batch norm, leaky ReLU, tanh",
+    )
+
+
+@hookimpl
+def register_flows(register: Register[nn.Module]) -> None:
+    """Register the two couplings."""
+    register(
+        "affine",
+        _affine,
+        licence="MIT",
+        reference="Making Sense of CNNs (ECCV 2020), appendix A.2",
+        description="affine coupling, log-scale bounded by tanh",
+    )
+    register(
+        "spline",
+        _spline,
+        licence="MIT",
+        reference="Neural Spline Flows (NeurIPS 2019)",
+        description="monotonic rational-quadratic spline coupling",
+    )
+
+
+@hookimpl
+def register_datasets(register: Register[Dataset[Any]]) -> None:
+    """Register the data set that needs no file."""
+    register(
+        "color-digits",
+        _color_digits,
+        image_size=28,
+        channels=3,
+        classes=[str(digit) for digit in range(10)],
+        needs_dir=False,
+        fixed_split=False,
+        attribute_names=["digit", "foreground", "background"],
+        options={"draws": "how many colourings of each digit"},
+        licence="BSD-3-Clause (scikit-learn's copy of UCI's optical digits, CC BY 4.0)",
+        reference="https://archive.ics.uci.edu/dataset/80",
+        description="scikit-learn's 1,797 handwritten digits at 28 px in random colours",
+    )

@@ -1,0 +1,222 @@
+"""Finds the images that the options name; heavy parts are imported where they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posthoc_inn.errors import (
+    ConfigError,
+    DataError,
+    UnknownNameError,
+)
+from posthoc_inn.plugins import PluginManager
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EMBEDDED = "color-digits"
+"""The data set that is there without any file."""
+_SPLIT_NAMES = (("train", "training"), ("test", "val", "valid", "validation", "held_out", "heldout"))
+
+
+@dataclass
+class Images:
+    """Images to fit on, and others held out.
+
+    Attributes:
+        name: As asked for.
+        train: A data set of canonical images, labelled or not.
+        held_out: The same.
+        size: Height or width, the smaller one, in pixels.
+        classes: Names of the classes; empty where there are none.
+        draws: Passes that fit still has to make (a data set may bring its own draws).
+        told: What they are, in words.
+    """
+
+    name: str
+    train: Any
+    held_out: Any
+    size: int
+    classes: Sequence[str] = ()
+    draws: int = 1
+    told: str = ""
+
+
+def is_folder(manager: PluginManager, name: str) -> bool:
+    """Say whether `name` means a folder of images rather than a registered data set.
+
+    Raises:
+        UnknownNameError: It is neither.
+    """
+    if name in manager.datasets:
+        return False
+    if Path(name).is_dir():
+        return True
+    if Path(name).exists():
+        raise DataError(f"--data {name} is a file; it takes a registered data set or a folder of images.")
+    if "/" in name or "\\" in name or name.startswith("."):
+        raise DataError(f"--data {name}: there is no such folder.")
+    try:
+        manager.datasets.get(name)
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error} There is no folder of that name either.") from None
+    return False
+
+
+def registered_images(
+    manager: PluginManager, name: str, root: str | None, *, seed: int, draws: int | None, options: dict[str, Any]
+) -> Images:
+    """Open a registered data set.
+
+    Raises:
+        PosthocInnError: There is none, its files are missing, or an option is not its own.
+    """
+    metadata = manager.datasets.get(name).metadata
+    brings_draws = "draws" in (metadata.get("options") or {})
+    if draws is not None and brings_draws:
+        options = {"draws": draws, **options}
+    held_options = {key: value for key, value in options.items() if key != "draws"}
+    train = manager.build_dataset(name, root, train=True, seed=seed, **options)
+    held_out = manager.build_dataset(name, root, train=False, seed=seed, **held_options)
+    classes = metadata.get("classes") or getattr(train, "classes", None) or ()
+    counts = f"{_count(train)} to learn from, {_count(held_out)} held out"
+    what = metadata.get("description") or name
+    return Images(
+        name,
+        train,
+        held_out,
+        size=metadata.get("image_size") or _shortest_side(train),
+        classes=tuple(str(c) for c in classes),
+        draws=1 if draws is None or brings_draws else draws,
+        told=f"{name}: {what}; {counts}",
+    )
+
+
+def folder_images(
+    folder: Path, *, size: int | None, channels: int, held_out: str | None, seed: int, needed: int | None
+) -> Images:
+    """Open a folder of images; one subfolder a class gives labels, train/ and test/ give the split.
+
+    Args:
+        folder: The folder.
+        size: Side of the autoencoder's images, or None.
+        channels: 1 or 3.
+        held_out: Share, or another folder, or None.
+        seed: Seed of the choice of the held-out images.
+        needed: Side at which the model looks at images, or None where it takes what it gets.
+
+    Raises:
+        DataError: There are no images, or too few.
+    """
+    from posthoc_inn.images import find_image_files, load_image
+
+    kept = _other_folder(held_out)
+    learned = folder
+    if kept is None and held_out is None:
+        learned, kept = _own_split(folder)
+    files = find_image_files(learned)
+    picks = [files[k * (len(files) - 1) // 15] for k in range(16)] if len(files) > 16 else files
+    native = min(min(load_image(f).shape[1:]) for f in picks)
+    wanted = max(needed or native, size or 0)
+    side = max(8, min(native, wanted) if size is None else max(size, min(native, wanted)))
+    share = 0.1 if held_out is None or kept is not None else _share(held_out)
+    parts = [
+        LabelledFolder(root, side, channels=channels, train=part, held_out=share, seed=seed)
+        for root, part in ((learned, True if kept is None else None), (kept or folder, False if kept is None else None))
+    ]
+    classes = parts[0].classes
+    if classes and parts[1].classes != classes:
+        unknown = sorted(set(parts[1].classes) - set(classes))
+        if unknown:
+            raise DataError(f"The held-out folder has classes that {learned} lacks: {', '.join(unknown)}.")
+        parts[1].number_by(classes)
+    labelled = f"{len(classes)} classes (subfolders)" if classes else "no classes"
+    return Images(
+        str(folder),
+        parts[0],
+        parts[1],
+        size=side,
+        classes=classes,
+        told=f"{folder}: {len(parts[0]):,} images to learn from, {len(parts[1]):,} held out, {labelled}, read at "
+        f"{side} px",
+    )
+
+
+class LabelledFolder:
+    """The images below a folder, labelled by the first subfolder on their way; a map-style data set.
+
+    Args:
+        root: The folder.
+        size: Height and width in pixels.
+        options: As `posthoc_inn.images.ImageFiles` takes them.
+    """
+
+    def __init__(self, root: Path, size: int, **options: Any) -> None:
+        from posthoc_inn.images import ImageFiles
+
+        self._files = ImageFiles(root, size, **options)
+        everything = ImageFiles(root, size) if options.get("train") is not None else self._files
+        tops = [file.relative_to(root).parts[:-1] for file in everything.files]
+        names = sorted({parts[0] for parts in tops if parts})
+        self.classes: tuple[str, ...] = tuple(names) if len(names) >= 2 and all(tops) else ()
+        self._labels = [file.relative_to(root).parts[0] for file in self._files.files] if self.classes else []
+        self.number_by(self.classes)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files, in their order: tables of attributes are matched by them."""
+        return [str(file) for file in self._files.files]
+
+    def number_by(self, classes: Sequence[str]) -> None:
+        """Number the labels by the order of `classes`."""
+        self.classes = tuple(classes)
+        self._numbers = [self.classes.index(label) for label in self._labels]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
+        image = self._files[index]
+        return (image, self._numbers[index]) if self._numbers else image
+
+
+def _other_folder(held_out: str | None) -> Path | None:
+    if held_out is None:
+        return None
+    try:
+        float(held_out)
+    except ValueError:
+        if not Path(held_out).is_dir():
+            raise DataError(f"--held-out takes a share such as 0.1 or a folder, got {held_out!r}.") from None
+        return Path(held_out)
+    return None
+
+
+def _share(held_out: str) -> float:
+    share = float(held_out)
+    if not 0 < share < 1:
+        raise ConfigError(f"--held-out takes a share in (0, 1) or a folder, got {held_out}.")
+    return share
+
+
+def _own_split(folder: Path) -> tuple[Path, Path | None]:
+    inside = {child.name.lower(): child for child in folder.iterdir() if child.is_dir()}
+    train = next((inside[name] for name in _SPLIT_NAMES[0] if name in inside), None)
+    test = next((inside[name] for name in _SPLIT_NAMES[1] if name in inside), None)
+    return (train, test) if train is not None and test is not None else (folder, None)
+
+
+def _count(data: Any) -> str:
+    try:
+        return f"{len(data):,}"
+    except TypeError:
+        return "an unknown number"
+
+
+def _shortest_side(data: Any) -> int:
+    sample = data[0]
+    image = sample[0] if isinstance(sample, (tuple, list)) else sample
+    return int(min(image.shape[-2:]))

@@ -1,0 +1,111 @@
+"""Opens what the options of `fit` name: images, model, autoencoder, device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from posthoc_inn.bundle import load_bundle
+from posthoc_inn.cli.bundles import bundle_of
+from posthoc_inn.cli.data import Images, folder_images, registered_images
+from posthoc_inn.cli.fit.options import Choice, FitOptions
+from posthoc_inn.cli.models import NONE, TRAIN, Model, backbone_spec, build_model, needed_side, own_spec
+from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec
+from posthoc_inn.errors import BundleError, ConfigError
+from posthoc_inn.images import BatchSource
+from posthoc_inn.plugins import PluginManager
+
+
+def open_images(options: FitOptions, choice: Choice, manager: PluginManager, spec: ImageSpec | None) -> Images:
+    """Open the data that was chosen; `spec` is the model's, where it is known already."""
+    if choice.is_folder:
+        images = folder_images(
+            Path(choice.data),
+            size=options.image_size,
+            channels=3,
+            held_out=options.held_out,
+            seed=options.seed,
+            needed=options.input_size or needed_side(spec),
+        )
+        images.draws = choice.draws or 1
+        return images
+    return registered_images(
+        manager, choice.data, options.data_dir, seed=options.seed, draws=choice.draws,
+        options={key: value for key, value in options.data_options},
+    )  # fmt: skip
+
+
+def open_model(options: FitOptions, choice: Choice, manager: PluginManager, images: Images, channels: int) -> Model:
+    """Build the model that was chosen, and say how it gets its images."""
+    changed = {"input_size": options.input_size, "mean": options.mean, "std": options.std}
+    notes = []
+    if choice.weights == TRAIN:
+        # A network that is trained here gets the images as they are, in [-1, 1].
+        spec = own_spec(
+            input_size=options.input_size or images.size, mean=options.mean or (0.5,), std=options.std or (0.5,),
+            channels=3 if choice.backbone is not None else channels,
+        )  # fmt: skip
+    elif choice.backbone is not None:
+        spec = backbone_spec(manager, choice.backbone, choice.weights, **changed)  # type: ignore[arg-type]
+    else:
+        spec = own_spec(channels=channels, **changed)  # type: ignore[arg-type]
+        if options.mean is None:
+            notes.append(
+                "Your model gets its images in [0, 1]. If it was trained on normalised ones, stop here and pass "
+                "--mean and "
+                "--std."
+            )
+    if choice.weights == NONE:
+        notes.append("The model has random weights, as asked for: what is found says nothing about a trained one.")
+    classes = options.num_classes
+    if classes is None and choice.weights == TRAIN and choice.backbone is not None:
+        classes = len(images.classes) or None
+    module = build_model(
+        manager, backbone=choice.backbone, model=options.model, weights=choice.weights, num_classes=classes
+    )
+    origin = {
+        "backbone": choice.backbone,
+        "model": options.model,
+        "weights": None if choice.weights is None else Path(choice.weights).name,
+        "num_classes": classes,
+        "data": Path(choice.data).name,
+        "classes": list(images.classes)[:1000],
+    }
+    return Model(module, spec, choice.backbone or str(options.model), notes, origin)
+
+
+def open_autoencoder(options: FitOptions, config: FitConfig, size: int, channels: int) -> Any:
+    """Return None, a configuration, or the trained autoencoder of a bundle."""
+    if options.autoencoder is None:
+        return None
+    path = Path(options.autoencoder)
+    if path.is_dir():
+        shared = load_bundle(bundle_of(path)).autoencoder
+        own: AutoencoderConfig = shared.config  # type: ignore[assignment]
+        if options.image_size not in (None, own.size) or own.channels != channels:
+            raise BundleError(
+                f"The autoencoder of {path} is for {own.size} px and {own.channels} channels; the images have "
+                f"{channels} "
+                f"channels" + (f" and --image-size is {options.image_size}." if options.image_size else ".")
+            )
+        return shared
+    return AutoencoderConfig(
+        kind=options.autoencoder, size=size, channels=channels, latent_dim=config.latent_dim,
+        width=config.autoencoder_width, seed=options.seed,
+    )  # fmt: skip
+
+
+def check_canonical(source: BatchSource, name: str) -> None:
+    """Make sure that a data set gives images in [0, 1].
+
+    Raises:
+        ConfigError: It does not.
+    """
+    first = source.first(64)
+    low, high = float(first.min()), float(first.max())
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise ConfigError(
+            f"The data set {name} gives values from {low:.3g} to {high:.3g}; a registered data set gives images in "
+            "[0, 1]. "
+            "Use the Python API for tensors that are normalised already."
+        )

@@ -1,0 +1,199 @@
+"""Finds the model that the options name, and where it runs; heavy parts are imported where they are needed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posthoc_inn.config import ImageSpec
+from posthoc_inn.errors import ConfigError, LayerNotFoundError, PluginError, PosthocInnError
+from posthoc_inn.plugins import PluginManager
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+DEFAULT_BACKBONE, FALLBACK_BACKBONE = "squeezenet1_1", "small_cnn"
+DEFAULT_LAYERS = {"squeezenet1_1": "features.11", "small_cnn": "stage3"}
+TRAIN, NONE = "train", "none"
+"""Values of --weights that are no names of weights."""
+
+
+@dataclass
+class Model:
+    """The model to be explained.
+
+    Attributes:
+        module: In eval mode.
+        spec: How it wants canonical images.
+        name: As asked for.
+        notes: What a user has to know.
+        origin: Plain data for the bundle, so that `sample` can rebuild it.
+    """
+
+    module: nn.Module
+    spec: ImageSpec
+    name: str
+    notes: list[str] = field(default_factory=list)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+def default_backbone(manager: PluginManager) -> str:
+    """Return the network of the embedded example: SqueezeNet 1.1 where its plugin is installed."""
+    try:
+        manager.backbones.get(DEFAULT_BACKBONE)
+    except PosthocInnError:
+        return FALLBACK_BACKBONE
+    return DEFAULT_BACKBONE
+
+
+def layers_worth_looking_at(manager: PluginManager, backbone: str) -> str:
+    """Return advice about layers, for an error message."""
+    layers = manager.backbones.get(backbone).metadata.get("layers") or ()
+    listed = f"Worth looking at: {', '.join(layers)}. " if layers else ""
+    return f"{listed}All of them: posthoc-inn layers --backbone {backbone}"
+
+
+def needed_side(spec: ImageSpec | None) -> int | None:
+    """Return the side of images that a model with `spec` looks at, its central crop's margin included."""
+    if spec is None or spec.size is None:
+        return None
+    return math.floor(max(spec.size) / spec.crop + 1e-6)
+
+
+def backbone_spec(
+    manager: PluginManager,
+    name: str,
+    weights: str | None,
+    *,
+    input_size: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> ImageSpec:
+    """Return how a backbone wants its images, with what the options change."""
+    named = None if weights in (TRAIN, NONE) else weights
+    spec = manager.image_spec(name, weights=named, image_size=input_size) or ImageSpec()
+    return _normalised(spec, mean, std)
+
+
+def own_spec(
+    *, input_size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> ImageSpec:
+    """Return how a model of the user's own, or one that is trained here, gets its images."""
+    size = None if input_size is None else (input_size, input_size)
+    return _normalised(ImageSpec(size=size, channels=channels), mean, std)
+
+
+def _normalised(spec: ImageSpec, mean: Sequence[float] | None, std: Sequence[float] | None) -> ImageSpec:
+    if mean is None or std is None:
+        return spec
+    return spec.replace(mean=tuple(mean), std=tuple(std))
+
+
+def import_factory(text: str) -> nn.Module:
+    """Import PACKAGE.MODULE:FACTORY, from the current directory too, call it, and return the model in eval mode.
+
+    Raises:
+        ConfigError: It cannot be imported or called, or gives no torch.nn.Module.
+    """
+    from torch import nn
+
+    module_name, _, path = text.partition(":")
+    if not module_name or not path:
+        raise ConfigError(f"--model takes PACKAGE.MODULE:FACTORY, got {text!r}.")
+    with _current_directory_on_path():
+        try:
+            found: Any = importlib.import_module(module_name)
+        except Exception as error:
+            raise ConfigError(
+                f"--model {text}: {module_name} cannot be imported ({type(error).__name__}: {error}). It is looked "
+                "for in "
+                "the installed packages and in the current directory."
+            ) from error
+        for part in path.split("."):
+            if not hasattr(found, part):
+                public = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
+                from posthoc_inn.errors import suggest
+
+                raise ConfigError(f"--model {text}: {module_name} has no {path!r}. {suggest(path, public)}")
+            found = getattr(found, part)
+        if not isinstance(found, nn.Module):
+            if not callable(found):
+                raise ConfigError(f"--model {text}: {path} is a {type(found).__name__}; a function or class is needed.")
+            try:
+                found = found()
+            except Exception as error:
+                raise ConfigError(
+                    f"--model {text}: calling {path}() raised {type(error).__name__}: {error}. It is called without "
+                    "arguments."
+                ) from error
+    if not isinstance(found, nn.Module):
+        raise ConfigError(f"--model {text}: {path}() returned a {type(found).__name__}, not a torch.nn.Module.")
+    return found.eval()
+
+
+@contextlib.contextmanager
+def _current_directory_on_path() -> Iterator[None]:
+    # Left there afterwards: a model may import more of the user's code when it is first called.
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    yield
+
+
+def build_model(
+    manager: PluginManager,
+    *,
+    backbone: str | None,
+    model: str | None,
+    weights: str | None,
+    num_classes: int | None,
+) -> nn.Module:
+    """Build the model that the options name, in eval mode.
+
+    Raises:
+        PosthocInnError: It cannot be built, or the weights cannot be loaded.
+    """
+    if model is not None:
+        built = import_factory(model)
+        if weights not in (None, NONE, TRAIN):
+            from posthoc_inn.weights import is_weights_file, load_weights
+
+            if not is_weights_file(str(weights)):
+                raise ConfigError(f"--weights of --model must be a local file, none or train, got {weights!r}.")
+            load_weights(built, str(weights))
+        return built
+    if backbone is None:
+        raise PluginError("No model was named: give --backbone or --model.")
+    named = None if weights in (None, NONE, TRAIN) else weights
+    return manager.build_backbone(backbone, weights=named, num_classes=num_classes)
+
+
+def missing_layer(error: LayerNotFoundError, command: str) -> LayerNotFoundError:
+    """Return the same error with the command line's way of listing layers."""
+    text = str(error).replace("list_layers(model, inputs) shows all of them.", f"{command} shows all of them.")
+    return LayerNotFoundError(text)
+
+
+def open_device(name: str) -> torch.device:
+    """Return the device, after using it once.
+
+    Raises:
+        ConfigError: It is not there.
+    """
+    import torch
+
+    from posthoc_inn.training.precision import choose_device
+
+    try:
+        device = choose_device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device

@@ -1,0 +1,326 @@
+"""Fits e: sizes of the factors, initialisation and training, on cached rows (IIN section 3, MSC A.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from posthoc_inn.concepts import (
+    RANDOM,
+    RESIDUAL,
+    ConceptModel,
+    LabelsOf,
+    Space,
+    WithRandom,
+    factor_sizes,
+    shared_directions,
+    shared_score,
+)
+from posthoc_inn.config import ConceptConfig, FlowConfig
+from posthoc_inn.errors import ConfigError, DataError
+from posthoc_inn.flows import FactorFlow, set_compute_dtype
+from posthoc_inn.protocols import ConceptSource
+from posthoc_inn.rows.cache import Cache
+from posthoc_inn.rows.latents import Rows
+from posthoc_inn.rows.pairs import RowPairs
+from posthoc_inn.rows.reader import IMAGE, LABEL
+from posthoc_inn.training import History, train
+from posthoc_inn.training.factors import DensityTask, FactorTask
+from posthoc_inn.training.moments import pair_moments
+from posthoc_inn.training.precision import fabric_for
+
+INITIALIZATION_ROWS = 4096
+SIZING_PAIRS = 4096
+"""Pairs that each concept's score is measured on."""
+MAX_Z = 8192
+"""Values of z that a flow of fully connected networks can be asked to model."""
+MAX_ALIGNED = 1024
+"""Widest latents for which e starts aligned: its linear map has D² numbers, and takes D³ steps to find."""
+ROWS_A_DIM = 4
+"""Rows a dimension that this needs: with fewer, directions that the pairs share are mostly chance."""
+Z_NOISE = 0.1
+"""Noise added to a layer's z, which is deterministic and would have an infinite likelihood, in its deviations."""
+
+
+@dataclass
+class ConceptRequest:
+    """Which e is to be fitted.
+
+    Attributes:
+        source: The concepts, over the images of the data that was given; None for an e without any (IIN eq. 12).
+        held_out_source: Those of held-out images, where these are other data.
+        space: What e is over.
+        sizes: Widths of its factors, residual first, the random concept last; estimated when None.
+        positions: Where training and held-out images lie in the data that the source knows; None where it knows them
+            in their own order.
+        length: Images in the data that the source knows; those of its own are numbered on from there.
+    """
+
+    source: ConceptSource | LabelsOf | None
+    held_out_source: ConceptSource | LabelsOf | None = None
+    space: Space = "z_bar"
+    sizes: tuple[int, ...] | None = None
+    positions: tuple[Tensor | None, Tensor | None] = (None, None)
+    length: int | None = None
+
+    @property
+    def extra(self) -> Any:
+        """Images of the source's own, or None."""
+        return getattr(self.source, "extra", None)
+
+
+@dataclass
+class BoundConcepts:
+    """Concepts over cached rows.
+
+    Attributes:
+        source: Numbers training rows, then a source's own images; None for an e without concepts.
+        held_out: Numbers held-out rows; None where nothing is known of them.
+        space: What e is over.
+        sizes: Widths of its factors, or None.
+        note: What a user has to know, or "".
+    """
+
+    source: ConceptSource | None
+    held_out: ConceptSource | None
+    space: Space
+    sizes: tuple[int, ...] | None
+    note: str = ""
+
+
+class _Numbered:
+    """A source over rows, from one over images."""
+
+    def __init__(self, source: ConceptSource, images: Tensor) -> None:
+        self._pairs = RowPairs(source, images)
+        self.names = source.names
+
+    def pairs(self, n: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self._pairs.draw(n, seed=seed)
+
+
+def bind(request: ConceptRequest, train: Cache, held_out: Cache, extra: Cache | None = None) -> BoundConcepts:
+    """Return the concepts over cached rows.
+
+    Raises:
+        DataError: A concept has no pairs among the training rows, or one value only; or it is not known which image
+            each row is of.
+    """
+    if request.source is None:
+        return BoundConcepts(None, None, request.space, request.sizes)
+    source = _over_rows(request.source, train, request.positions[0], request.length, extra)
+    aside = request.held_out_source
+    if aside is None and (isinstance(request.source, LabelsOf) or request.positions[1] is not None):
+        aside = request.source
+    kept, note = None, "e is measured on training pairs: nothing is known of the held-out images' concepts."
+    if aside is not None:
+        try:
+            kept, note = _over_rows(aside, held_out, request.positions[1], request.length, None), ""
+        except DataError as error:
+            note = f"e is measured on training pairs, since held-out images give none: {error}"
+    return BoundConcepts(source, kept, request.space, request.sizes, note)
+
+
+def _over_rows(
+    source: ConceptSource | LabelsOf, rows: Cache, position: Tensor | None, length: int | None, extra: Cache | None
+) -> ConceptSource:
+    everything = torch.arange(len(rows))
+    if isinstance(source, LabelsOf):
+        return source.source(
+            {n.removeprefix(LABEL): rows[n].rows(everything) for n in rows.names() if n.startswith(LABEL)}
+        )
+    if IMAGE not in rows:
+        raise DataError(
+            "Concepts name images by their index, and this data does not tell which image comes when (a stream, or a "
+            "loader with a sampler of its own). Pass the data set, or labels with the images and concepts='labels'."
+        )
+    images = rows[IMAGE].rows(everything)
+    if position is not None:
+        images = position[images]
+    if extra is not None:
+        start = int(images.max()) + 1 if length is None else length
+        images = torch.cat([images, start + torch.arange(len(extra))])
+    return _Numbered(source, images)
+
+
+@dataclass
+class ConceptFit:
+    """What fitting e leaves behind.
+
+    Attributes:
+        model: e with its names.
+        scores: Of each concept, in [-1, 1]: how much of the inputs' variance its pairs have in common; empty when the
+            sizes were given.
+        history: Curve of e, nats an image.
+    """
+
+    model: ConceptModel
+    scores: dict[str, float]
+    history: History
+
+
+def rows_of(space: Space, *caches: Cache) -> Rows:
+    """Return what e is trained on: latents with the encoder's noise, or z with a tenth of its deviation as noise."""
+    if space == "z_bar":
+        return Rows(*caches)
+    size = int(torch.Size(caches[0]["z"].shape).numel())
+    if size > MAX_Z:
+        raise DataError(
+            f"z of this layer has {size:,} values; e over z takes up to {MAX_Z:,}. Choose a later layer, or "
+            "tokens='mean'."
+        )
+    some = caches[0]["z"].rows(torch.arange(min(len(caches[0]), 10_000))).float().flatten(1)
+    spread = some.std(dim=0)
+    # Values that never change (units that are always off) get a little noise too, or their density has no bound.
+    return Rows(*caches, mean="z", noise=Z_NOISE * spread.clamp_min(0.25 * float(spread.median()) + 1e-6))
+
+
+def estimate_sizes(rows: Rows, pairs: RowPairs, *, seed: int = 0) -> tuple[tuple[int, ...], dict[str, float]]:
+    """Return the factors' widths, residual first, and each concept's score (IIN eq. 11, normalised).
+
+    A concept that comes in pairs which differ in it is scored by what they do not have in common.
+    """
+    a, b, shared = pairs.draw(SIZING_PAIRS * len(pairs.names), seed=seed)
+    scores = {}
+    for k, name in enumerate(pairs.names, 1):
+        sharing = (shared[:, k] & ~shared[:, 0]).nonzero()[:, 0][:SIZING_PAIRS]
+        differing = (~shared[:, k] & shared[:, 0]).nonzero()[:, 0][:SIZING_PAIRS]
+        index = sharing if len(sharing) >= 2 else differing
+        if len(index) < 2:
+            raise DataError(f"The concept {name!r} has no pairs among {len(a):,} drawn.")
+        # Means, not draws: the encoder's noise is no part of what two images have in common.
+        score = shared_score(rows.at(a[index])[0], rows.at(b[index])[0])
+        scores[name] = score if len(sharing) >= 2 else 1 - score
+    return factor_sizes(scores, rows.dim), scores
+
+
+def build_factor_flow(config: ConceptConfig, sizes: Sequence[int], seed: int, *, aligned: bool = False) -> FactorFlow:
+    """Return an untrained e with factors of the given widths, residual first."""
+    flow = FlowConfig(
+        dim=sum(sizes), blocks=config.blocks, width=config.width, depth=config.depth, dropout=config.dropout,
+        activation=config.activation, separate_nets=config.separate_nets, seed=seed,
+    )  # fmt: skip
+    return FactorFlow(flow, sizes, aligned=aligned)
+
+
+def given_sizes(wanted: ConceptRequest | BoundConcepts, config: ConceptConfig) -> tuple[int, ...] | None:
+    """Return the widths that were given with the request, or with the configuration for an e over latents; or None."""
+    if wanted.sizes is not None or wanted.source is None or wanted.space != "z_bar":
+        return wanted.sizes
+    return config.sizes
+
+
+def check_sizes(sizes: Sequence[int], names: Sequence[str], dim: int) -> None:
+    """Check that widths, residual first, fit the concepts `names`, the random one included, and D.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    if len(sizes) != len(names) + 1 or sum(sizes) != dim or min(sizes) < 1:
+        told = ", ".join((RESIDUAL, *names))
+        raise ConfigError(f"sizes must be {len(names) + 1} widths ({told}) that add up to {dim}, got {tuple(sizes)}.")
+
+
+def check_request(wanted: ConceptRequest | BoundConcepts, config: ConceptConfig, dim: int) -> None:
+    """Check widths before anything is trained; concepts that are labels have names once these were read.
+
+    Raises:
+        ConfigError: Given widths do not fit.
+    """
+    sizes, names = given_sizes(wanted, config), getattr(wanted.source, "names", None)
+    if sizes is not None and names is not None:
+        check_sizes(sizes, (*names, RANDOM) if config.random else names, dim)
+
+
+def fit_concepts(
+    bound: BoundConcepts,
+    rows: Rows,
+    held_out: Rows,
+    *,
+    config: ConceptConfig,
+    seed: int = 0,
+    device: torch.device | None = None,
+    precision: Literal["32", "bf16"] = "32",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> ConceptFit:
+    """Train e.
+
+    Args:
+        bound: The concepts over these rows.
+        rows: What it is trained on.
+        held_out: Rows that it is measured on.
+        config: Of e and its training.
+        seed: Of everything random.
+        device: Where to train.
+        precision: Of the matrix products.
+        checkpoint: File for checkpoints.
+        resume: Go on from it.
+        progress: Called after each step.
+        note: Told what a user has to know.
+
+    Raises:
+        DataError: A concept cannot be learned from these rows.
+        ConfigError: `bound.sizes` do not fit.
+    """
+    device = device or torch.device("cpu")
+    training = config.training.replace(seed=config.training.seed + seed)
+    if bound.note:
+        note(bound.note)
+    names: tuple[str, ...] = ()
+    sizes = given_sizes(bound, config)
+    scores: dict[str, float] = {}
+    pairs = None
+    if bound.source is not None:
+        pairs = _pairs(bound.source, config.random)
+        names = pairs.names
+        if sizes is None:
+            sizes, scores = estimate_sizes(rows, pairs, seed=seed)
+    sizes = (rows.dim,) if sizes is None else tuple(sizes)
+    check_sizes(sizes, names, rows.dim)
+    flow = _started_flow(config, sizes, rows, pairs, seed).to(device)
+    set_compute_dtype(flow, torch.bfloat16 if precision == "bf16" else None)
+    task: FactorTask | DensityTask
+    if pairs is None:
+        task = DensityTask(flow, rows, held_out, batch_size=training.batch_size, seed=training.seed)
+    else:
+        aside = (rows, pairs) if bound.held_out is None else (held_out, _pairs(bound.held_out, config.random))
+        task = FactorTask(
+            flow, rows, pairs, aside, rho=config.rho, batch_size=training.batch_size, seed=training.seed
+        )  # fmt: skip
+    # Like t, e runs its matrix products in bf16 by itself.
+    fabric = fabric_for(device, "32")
+    history = train(task, training, fabric=fabric, checkpoint=checkpoint, resume=resume, progress=progress)
+    set_compute_dtype(flow, None)
+    return ConceptFit(ConceptModel(flow.eval(), names, space=bound.space, shape=rows.shape), scores, history)
+
+
+def _started_flow(
+    config: ConceptConfig, sizes: Sequence[int], rows: Rows, pairs: RowPairs | None, seed: int
+) -> FactorFlow:
+    """Return e, initialised from its rows: aligned with what pairs share where there are pairs and enough rows."""
+    can_align = rows.dim <= MAX_ALIGNED and len(rows) >= ROWS_A_DIM * rows.dim
+    if pairs is None or not config.aligned or not can_align:
+        flow = build_factor_flow(config, sizes, seed)
+        generator = torch.Generator().manual_seed(seed)
+        some = torch.randperm(len(rows), generator=generator)[:INITIALIZATION_ROWS]
+        flow.initialize(rows.drawn(some, generator))
+        return flow
+    flow = build_factor_flow(config, sizes, seed, aligned=True)
+    moments = pair_moments(rows, pairs, seed=seed)
+    # The residual and the random concept, which pairs have in common by chance only, take what is left.
+    names = (RESIDUAL, *pairs.names)
+    common = [None if n in (RESIDUAL, RANDOM) else c for n, c in zip(names, moments.shared, strict=True)]
+    flow.align(moments.mean, shared_directions(moments.total, common, sizes))
+    return flow
+
+
+def _pairs(source: ConceptSource, with_random: bool) -> RowPairs:
+    return RowPairs(WithRandom(source) if with_random else source)

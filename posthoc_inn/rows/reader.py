@@ -1,0 +1,181 @@
+"""Reads images once: what is cached of each, row by row, for everything that is trained later."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posthoc_inn.autoencoders import Autoencoder
+from posthoc_inn.autoencoders.base import CHUNK
+from posthoc_inn.errors import DataError
+from posthoc_inn.features import LayerExtractor
+from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.images import Batch, BatchSource
+from posthoc_inn.images.adapter import InputAdapter
+from posthoc_inn.progress import Reporter
+from posthoc_inn.rows.cache import Budget, Cache, pixels, unit
+from posthoc_inn.weights import fingerprint
+
+LABEL = "label:"
+"""What the columns of labels start with."""
+IMAGE = "image"
+"""Column of the image's index in the data that it came from."""
+
+
+class RowReader:
+    """Fills caches with pictures, z, predictions, and the latents' mean and deviation.
+
+    Args:
+        extractor: Φ.
+        adapter: Between the user's tensors, pictures and model inputs.
+        device: Where the model is.
+        reporter: Told how far it is.
+        out: Directory of the run, for rows on disk that a resumed run finds again; or None.
+        resume: Use what is there.
+        budget: Bytes of rows kept in memory, without `out`.
+        for_concepts: Cache the images' indices, and their labels, too.
+    """
+
+    def __init__(
+        self,
+        extractor: LayerExtractor,
+        adapter: InputAdapter,
+        device: torch.device,
+        reporter: Reporter,
+        *,
+        out: Path | None = None,
+        resume: bool = False,
+        budget: int,
+        for_concepts: bool = False,
+    ) -> None:
+        self.extractor, self.adapter, self.device, self.reporter = extractor, adapter, device, reporter
+        self.out, self.resume, self.budget = out, resume, budget
+        self.for_concepts = for_concepts
+
+    def row(self, images: Tensor, *, are_pictures: bool = False) -> dict[str, Tensor]:
+        """Return what is cached of one batch: pictures, z, and the predicted class when there is one.
+
+        Args:
+            images: The user's tensors (B, C, H, W), or canonical images.
+            are_pictures: Which of the two.
+        """
+        adapter = self.adapter
+        with torch.no_grad():
+            images = images.to(self.device)
+            given = adapter.images_to_model(images) if are_pictures else adapter.to_model(images)
+            z, output = self.extractor.features_and_prediction(given)
+            shown = adapter.from_pictures(images) if are_pictures else adapter.to_images(images)
+            row = {"images": pixels(shown).cpu(), "z": z.float().cpu()}
+            if is_classification(output):
+                row["prediction"] = output.argmax(1).cpu()
+        return row
+
+    def read(
+        self, data: BatchSource, held_out: BatchSource, draws: int, extra: Any = None
+    ) -> tuple[Cache, Cache, Cache | None]:
+        """Return cached rows of the training images, of the held-out ones, and of a concept source's own images.
+
+        Raises:
+            DataError: The rows cannot be written, or an image cannot be read.
+        """
+        known = data.length, held_out.length
+        more = 0 if extra is None else len(extra)
+        total = None if None in known else (known[0] or 0) * draws + (known[1] or 0) + more
+        self.reporter.stage("reading images and features", total)
+        digest = self._digest(draws, [*known, more, "" if extra is None else _pixels_digest(extra)])
+        # Beside a run directory rows go to disk at once: a killed run finds them again, and the system's own page
+        # cache keeps what fits in memory.
+        budget = Budget(0 if self.out is not None else self.budget)
+        self._done = 0
+        passes = itertools.chain.from_iterable(data.batches(draw=k) for k in range(draws))
+        train = self._fill("train", passes, budget, digest)
+        kept = self._fill("held_out", held_out.batches(draw=0), budget, digest)
+        if extra is None:
+            return train, kept, None
+        batches = BatchSource(extra, batch_size=data.batch_size).batches(draw=0)
+        return train, kept, self._fill("extra", batches, budget, digest, are_pictures=True)
+
+    def _digest(self, draws: int, known: Sequence[int | str | None]) -> str:
+        facts = [
+            fingerprint(self.extractor.model),
+            self.extractor.to_dict(),
+            self.adapter.spec.to_dict(),
+            self.adapter.image_size,
+            draws,
+            *known,
+            self.for_concepts,
+        ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _fill(
+        self, part: str, batches: Iterable[Batch], budget: Budget, digest: str, *, are_pictures: bool = False
+    ) -> Cache:
+        directory = self.out / "cache" / part if self.out is not None else None
+        cache = Cache(directory, budget)
+        if self.resume and directory is not None and cache.restore(digest):
+            return cache
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+        try:
+            for batch in batches:
+                row = self.row(batch["images"], are_pictures=are_pictures)
+                if self.for_concepts and not are_pictures:
+                    row |= _facts(batch)
+                cache.append(**row)
+                self._done += len(batch["images"])
+                self.reporter.advance(self._done)
+            if directory is not None:
+                cache.save(digest)
+        except OSError as error:
+            raise DataError(
+                f"The cache cannot be written to {directory or cache.directory}: {error}. Free some space, or "
+                "use fewer images or draws."
+            ) from error
+        return cache
+
+    def encode(self, autoencoder: Autoencoder, *caches: Cache) -> None:
+        """Add mean and deviation of the latents to the caches, in place of what is there."""
+        self.reporter.stage("encoding images", sum(len(c) for c in caches))
+        done = 0
+        for cache in caches:
+            cache.drop("mean")
+            cache.drop("std")
+            for (images,) in cache.batches(CHUNK, "images"):
+                with torch.no_grad():
+                    mean, std = autoencoder.encode(unit(images.to(self.device)))
+                cache.append(mean=mean.float(), std=std.float())
+                done += len(images)
+                self.reporter.advance(done)
+
+
+def _pixels_digest(images: Any) -> str:
+    """Return a digest of a few images: other sketches, or other folders, are other images."""
+    digest = hashlib.sha256()
+    for k in range(0, len(images), max(1, len(images) // 8)):
+        item = images[k]
+        digest.update(pixels(item[0] if isinstance(item, tuple) else item).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _facts(batch: Batch) -> dict[str, Tensor]:
+    """Return index and labels of a batch, as columns."""
+    found: dict[str, Tensor] = {}
+    if batch["index"] is not None:
+        found[IMAGE] = batch["index"].long()
+    labels = batch["labels"]
+    if isinstance(labels, Tensor):
+        named = {"class": labels} if labels.ndim == 1 else {f"label_{k}": labels[:, k] for k in range(labels.shape[1])}
+    else:
+        named = dict(labels or {})
+    for name, values in named.items():
+        if values.ndim <= 2:
+            found[LABEL + name] = values.double() if values.is_floating_point() else values.long()
+    return found
