@@ -20,6 +20,7 @@ import torch
 from posthoc_inn import Interpreter
 from posthoc_inn.config import ConditionerConfig, FlowConfig, TrainConfig
 from posthoc_inn.datasets.color_digits import ColorizedDigits
+from posthoc_inn.fit import FitRequest, FitResult
 from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.report.figures import sample_grid
@@ -33,15 +34,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from color_mnist import LAYER, SPEC, ClassifierTask, train_classifier
 
 
-def plain_recipe(interpreter: Interpreter, steps: int, threads: int) -> dict[str, float]:
+def plain_recipe(result: FitResult, steps: int, threads: int) -> dict[str, float]:
     """Train a plain flow on the same latents: 8 blocks of 256, AdamW 1e-3, 5,000 steps of 256, 120,000 rows."""
-    rows, held_out = interpreter.rows_.train, interpreter.rows_.held_out
+    rows, held_out = result.train, result.held_out
     keep = Cache(None, 10**12)
     index = torch.arange(min(120_000, len(rows)))
     keep.append(z=rows["z"].rows(index), mean=rows["mean"].rows(index), std=rows["std"].rows(index))
     z_shape = tuple(rows["z"].shape)
     flow = ConditionalFlow(
-        FlowConfig(dim=interpreter.pipeline.latent_dim, context_dim=128, blocks=8, width=256),
+        FlowConfig(dim=result.flow.flow.config.dim, context_dim=128, blocks=8, width=256),
         ConditionerConfig(z_shape=z_shape, context_dim=128, width=256),
     )
     flow.conditioner.fit_standardization(z for (z,) in keep.batches(1000, "z"))
@@ -98,10 +99,17 @@ def main() -> None:
     interpreter = Interpreter(model, LAYER, spec=SPEC, preset=arguments.preset, seed=0)
     started = time.perf_counter()
     limits = {"steps": 20, "autoencoder_steps": 20} if few else {}
-    interpreter.fit(
-        data(True, 1 if few else arguments.draws, 0), held_out=data(False, 1, 0), out=out / "fit", resume=True,
-        announce=lambda plan: print("\n".join(plan.lines), flush=True), **limits,
-    )  # fmt: skip
+    fit = interpreter.prepare(
+        FitRequest(
+            data=data(True, 1 if few else arguments.draws, 0),
+            held_out=data(False, 1, 0),
+            out=out / "fit",
+            resume=True,
+            **limits,
+        )
+    )
+    print("\n".join(fit.plan().lines), flush=True)
+    interpreter.learn(fit)
     minutes = (time.perf_counter() - started) / 60
     measured = interpreter.metrics_
     interpreter.save(out / "bundle", overwrite=True)
@@ -122,7 +130,7 @@ def main() -> None:
     ]
     result = {name: value for name, value, _ in table} | {"classifier accuracy": accuracy}
     if not arguments.no_plain_recipe:
-        plain = plain_recipe(interpreter, 20 if few else 5000, arguments.threads or 0)
+        plain = plain_recipe(fit.result, 20 if few else 5000, arguments.threads or 0)
         table.append(("plain recipe on the same latents, nats held-out", plain["held_out"], ""))
         table.append(("plain recipe, nats train", plain["train"], ""))
         result["plain recipe"] = plain

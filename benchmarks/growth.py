@@ -34,9 +34,9 @@ from torch.utils.data import Dataset
 from posthoc_inn.autoencoders import GivenAutoencoder
 from posthoc_inn.config import ImageSpec, preset
 from posthoc_inn.features import LayerExtractor
-from posthoc_inn.fit.stages import Fit, resident
-from posthoc_inn.images import BatchSource, split
-from posthoc_inn.images.adapter import InputAdapter
+from posthoc_inn.fit import Fit, FitRequest, Subject, prepare
+from posthoc_inn.fit.plan import resident
+from posthoc_inn.images import split
 from posthoc_inn.progress import Reporter
 from posthoc_inn.rows import cache as cache_module
 from posthoc_inn.rows.cache import Cache
@@ -121,32 +121,21 @@ def child(images: int, budget: int, window: int, windows: int) -> None:
         nn.Sequential(nn.Linear(64, 3 * SIDE**2), nn.Sigmoid(), nn.Unflatten(1, (3, SIDE, SIDE))),
         size=SIDE,
     )
-    config = preset("default")
-    training = config.flow_training.replace(steps=window * (windows + 1), eval_every=0)
-    extractor = LayerExtractor(model, "1")
-    probe = extractor.probe(torch.rand(4, 3, SIDE, SIDE))
+    training = preset("default").flow_training.replace(steps=window * (windows + 1), eval_every=0)
     reporter = TakingTurns(window)
     peak = Peak()
     before, before_anonymous = resident(), anonymous()
     peak.start()
     data, held_out = split(Pictures(images), 0.1)
-    reporter.fit = fit = Fit(
-        extractor=extractor,
-        adapter=InputAdapter(ImageSpec(size=(SIDE, SIDE)), None, SIDE, 3),
+    subject = Subject(
+        LayerExtractor(model, "1"),
+        preset("default").replace(flow_training=training),
+        spec=ImageSpec(size=(SIDE, SIDE)),
         autoencoder=autoencoder,
-        autoencoder_is_fitted=True,
-        config=config.replace(flow_training=training),
-        z_shape=probe.z_shape,
-        data=BatchSource(data, batch_size=128),
-        held_out=BatchSource(held_out, batch_size=128),
-        draws=1,
-        device=torch.device("cpu"),
+        device="cpu",
         precision="32",
-        out=None,
-        resume=False,
-        budget=budget,
-        reporter=reporter,
     )
+    reporter.fit = fit = prepare(subject, FitRequest(data=data, held_out=held_out), reporter=reporter, budget=budget)
     result = fit.run()
     say(
         rows=len(result.train) + len(result.held_out),

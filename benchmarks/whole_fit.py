@@ -43,6 +43,7 @@ from torch import Tensor
 from posthoc_inn import Interpreter
 from posthoc_inn.autoencoders import ConvAutoencoder
 from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec, TrainConfig, preset
+from posthoc_inn.fit import Fit, FitRequest, FitResult
 from posthoc_inn.fit.preparing import choose_image_size
 from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.pipeline import Pipeline
@@ -99,27 +100,28 @@ class Case:
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randint(0, 256, (pool, 3, size, size), dtype=torch.uint8, generator=generator)
 
-    def fit(self, images: int, steps: int) -> Interpreter:
+    def fit(self, images: int, steps: int) -> tuple[Fit, FitResult]:
         """Fit t to the first `images` of the pool."""
         interpreter = Interpreter(
             self.model, self.layer, spec=SPEC, autoencoder=self.autoencoder, preset=self.config,
             precision=chosen_precision(),
         )  # fmt: skip
         # Two images held out: a look at them takes no time.
-        return interpreter.fit(self.images[:images], held_out=self.images[:2], steps=steps, evaluate=False)
+        fit = interpreter.prepare(FitRequest(data=self.images[:images], held_out=self.images[:2], steps=steps))
+        return fit, fit.run()
 
-    def rows(self, interpreter: Interpreter, count: int) -> Cache:
+    def rows(self, result: FitResult, count: int) -> Cache:
         """Return `count` cached rows, those of the fit again and again."""
-        few, rows = interpreter.rows_.train, Cache()
+        few, rows = result.train, Cache()
         whole = [few[name].tensor() for name in ("z", "mean", "std")]
         for start in range(0, count, len(few)):
             z, mean, std = (column[: count - start] for column in whole)
             rows.append(z=z, mean=mean, std=std)
         return rows
 
-    def flow(self, interpreter: Interpreter) -> ConditionalFlow:
+    def flow(self, result: FitResult) -> ConditionalFlow:
         """Return a t to train: initialised, in the precision of training."""
-        flow = copy.deepcopy(interpreter.flow_)
+        flow = copy.deepcopy(result.flow)
         set_precision(flow, chosen_precision())
         return flow
 
@@ -134,28 +136,28 @@ class Parts:
 
     def __init__(self, case: Case, arguments: argparse.Namespace) -> None:
         some = min(arguments.pass_images, len(case.images))
-        interpreter = case.fit(some, 1)
-        rows = case.rows(interpreter, arguments.images)
+        fit, result = case.fit(some, 1)
+        rows = case.rows(result, arguments.images)
         self.z_shape = rows["z"].shape
         self.cached, self.is_on_disk = rows.nbytes, rows.is_on_disk
         passes: list[float] = []
 
         def one_pass() -> None:
-            seconds = case.fit(some, 1).seconds_
+            seconds = case.fit(some, 1)[1].seconds
             passes.append((seconds["features"] + seconds["latents"]) / (some + 2))
 
         steps: dict[str, Callable[[], object]] = {"pass": one_pass}
         for size in arguments.batches:
             config = training_of(case.config, size)
-            ours = ProductTraining(FlowTask(case.flow(interpreter), rows, rows, batch_size=size, seed=0), config)
-            papers = PapersTask(case.flow(interpreter), interpreter.pipeline, case.images, size)
+            ours = ProductTraining(FlowTask(case.flow(result), rows, rows, batch_size=size, seed=0), config)
+            papers = PapersTask(case.flow(result), fit.parts.pipeline(), case.images, size)
             steps[f"ours {size}"] = lambda ours=ours: [ours.step() for _ in range(INNER)]
             steps[f"papers {size}"] = ProductTraining(papers, config).step
         timings = interleave(steps, rounds=arguments.rounds)
         self.per_image = Timing(passes[-arguments.rounds :])
         self.ours = {b: Timing([s / INNER for s in timings[f"ours {b}"].seconds]) for b in arguments.batches}
         self.papers = {b: timings[f"papers {b}"] for b in arguments.batches}
-        self.shares = shares(case.flow(interpreter), rows, max(arguments.batches), case.config, arguments.rounds)
+        self.shares = shares(case.flow(result), rows, max(arguments.batches), case.config, arguments.rounds)
 
     def ours_total(self, images: int, steps: int, batch_size: int) -> float:
         """Return the seconds of a whole fit, computed."""
@@ -243,11 +245,11 @@ def really(arguments: argparse.Namespace, config: FitConfig) -> None:
                 training = training_of(config, size).replace(steps=steps)
                 case.config = config.replace(flow_training=training)
                 started = time.perf_counter()
-                interpreter = case.fit(len(case.images), steps)
+                fit, result = case.fit(len(case.images), steps)
                 ours = time.perf_counter() - started
-                named = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in interpreter.seconds_.items())
+                named = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in result.seconds.items())
                 stages.append(f"{name}, batch {size}, {steps:,} steps: {named}")
-                task = PapersTask(case.flow(interpreter), interpreter.pipeline, case.images, size)
+                task = PapersTask(case.flow(result), fit.parts.pipeline(), case.images, size)
                 started = time.perf_counter()
                 train(task, training, fabric=Fabric(accelerator="cpu", devices=1))
                 papers = time.perf_counter() - started

@@ -320,7 +320,7 @@ def main() -> None:
 
     sweep((EMBEDDING,))
     at = {EMBEDDING: Interpreter.load(out / "layers" / EMBEDDING / "bundle", model=model)}
-    pipeline, concepts = at[EMBEDDING].pipeline, at[EMBEDDING].concepts
+    pipeline, concepts = at[EMBEDDING].pipeline, at[EMBEDDING].concept_model
     pictures, values = pixels_of(data), values_of(data)
     kept, kept_values = pixels_of(held_out) / 255, values_of(held_out)
     judge = train_judge(pictures, values, judge_steps, out)

@@ -232,7 +232,10 @@ def figure_2(run: Run) -> None:
         run.add(Row("Figure 2", f"{name}: oracle sees the digit", seen.share("own")))
         run.add(Row("Figure 2", f"{name}: error of the colours read (stroke, ground)", seen.distance("own")))
     two = fit_e(run, "z_bar-digit-colour", "autoencoder", 5000)
-    makers = {"e of digit, colour": (two, ("colour",)), "e of digit, two colours": (run.interpreter.concepts, COLORS)}
+    makers = {
+        "e of digit, colour": (two, ("colour",)),
+        "e of digit, two colours": (run.interpreter.concept_model, COLORS),
+    }
     for maker, (e, colors) in makers.items():
         # The last two tell causes apart: what the residual still knows of the digit, and what e spoils besides.
         edits = {name: [name] for name in ("digit", "colour", "residual")} | {"colour": list(colors)}
@@ -264,7 +267,7 @@ def figure_2(run: Run) -> None:
 def figure_4_and_table_2(run: Run) -> None:
     """An e without concepts: how likely walks are under it, and how good its samples."""
     unsupervised = fit_e(run, "z_bar-without-concepts", "autoencoder", 2500, unsupervised=True)
-    pipeline, supervised = run.interpreter.pipeline, run.interpreter.concepts
+    pipeline, supervised = run.interpreter.pipeline, run.interpreter.concept_model
     held, index = run.kept("autoencoder")[1], torch.arange(100 if run.is_smoke else 1000)
     mean, std = held["mean"].rows(index), held["std"].rows(index)
     a, b = (mean + std * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))).chunk(2)

@@ -76,7 +76,7 @@ def main() -> None:
         **(few if smoke else {"steps": 100, "autoencoder_steps": arguments.autoencoder_steps, "concept_steps": 1000}),
     )  # fmt: skip
 
-    pipeline, concepts = interpreter.pipeline, interpreter.concepts
+    pipeline, concepts = interpreter.pipeline, interpreter.concept_model
     kept = torch.stack([aside[k][0] for k in range(min(len(aside), 100))])
     # Other networks of the same sketches: nothing that e was trained with has painted these.
     painted = [paint(kept, sketch) for sketch in (circles(), hatching())]

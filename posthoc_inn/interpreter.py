@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,37 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_inn import analysis
+from posthoc_inn.analysis import editing
+from posthoc_inn.analysis.by_name import run_analysis
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
 from posthoc_inn.bundle import Bundle, load_bundle, save_bundle
-from posthoc_inn.concept_questions import ConceptQuestions, is_share, request
-from posthoc_inn.concepts import ConceptModel
+from posthoc_inn.concepts import ConceptModel, Space
 from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, Precision, preset
-from posthoc_inn.errors import (
-    ConfigError,
-    DataError,
-    NotFittedError,
-    PosthocInnError,
-    Problems,
-    ShapeError,
-)
+from posthoc_inn.errors import ConfigError, NotFittedError
 from posthoc_inn.features import LayerExtractor
-from posthoc_inn.fit.preparing import check_space, configured, make_adapter, make_autoencoder
-from posthoc_inn.fit.stages import Fit, FitResult, Plan
-from posthoc_inn.images import BatchSource, split
+from posthoc_inn.fit import ConceptFit, Fit, FitRequest, FitResult, Plan, Subject, prepare
+from posthoc_inn.fit.alone import fit_concepts_alone
+from posthoc_inn.fit.events import announced
+from posthoc_inn.fit.measuring import measure_fit
+from posthoc_inn.fit.preparing import check_space
 from posthoc_inn.pipeline import Pipeline
-from posthoc_inn.plugins import get_plugin_manager
-from posthoc_inn.plugins.hookspecs import FitEvent
 from posthoc_inn.progress import Reporter, make_reporter
 from posthoc_inn.training.precision import check_precision, choose_device, choose_precision
 from posthoc_inn.weights import describe_tensors, fingerprint
 
 
-class Interpreter(ConceptQuestions):
+class Interpreter:
     """Recovers what a layer of a trained model has thrown away, and shows both as images (MSC).
 
     The model's weights, buffers, flags and hooks are left as they are. With `spec`, images given to this object are
     canonical, in [0, 1], and the model gets them resized and normalised by `spec`; without it they are what
-    the model eats, unchanged, and `mean` and `std` (or what is recognised) say how to get back to [0, 1].
+    the model takes, unchanged, and `mean` and `std` (or what is recognised) say how to get back to [0, 1].
 
     Args:
         model: Any trained `torch.nn.Module`.
@@ -54,7 +48,7 @@ class Interpreter(ConceptQuestions):
         tokens: Which tokens of a transformer layer: all, class, patches or mean.
         prediction: Which tensor of a model's output is its prediction, when it returns several.
         autoencoder: A trained one to share, or the shape of a new one; None for the built-in one.
-        concepts: A trained e to share, over latents of that autoencoder.
+        concept_model: A trained e to share, over latents of that autoencoder.
         preset: Name of a preset, or a `FitConfig`.
         image_size: Side of the autoencoder's images in pixels; None to choose from the images.
         device: "auto" is where the model is.
@@ -62,13 +56,18 @@ class Interpreter(ConceptQuestions):
         seed: Of everything random.
 
     Attributes:
-        autoencoder_: E and D, after `fit`.
-        flow_: t, after `fit`.
-        concepts_: e with its concepts' names, where it was fitted or given.
         adapter_: How images become model inputs and pictures.
-        relevance_: What the layer knows of each concept, measured on held-out images after `fit`.
-        metrics_: What `metrics.json` holds.
-        history_: Curve of t.
+        probe_: What one look at the layer found (shape of z, whether it is a true cut); after `fit` only.
+        autoencoder_: E and D.
+        flow_: t.
+        concept_model_: e with its concepts' names, where it was fitted or given.
+        pipeline_: All of these joined.
+        history_: Curve of t; `autoencoder_history_` that of the autoencoder (None where one was given), and
+            `concept_fit_` has e's curve and scores, where it was fitted.
+        fit_config_: Sizes and steps that the fit used.
+        relevance_: What the layer knows of each concept, on held-out images.
+        metrics_: What `metrics.json` holds, as plain data.
+        examples_: A few held-out images and their v, which `report` shows. No other image is kept.
 
     >>> from posthoc_inn.testing import models
     >>> interpreter = Interpreter(models.small_cnn(), layer="features.3")
@@ -91,7 +90,7 @@ class Interpreter(ConceptQuestions):
         tokens: Literal["all", "class", "patches", "mean"] = "all",
         prediction: int | str | None = None,
         autoencoder: nn.Module | AutoencoderConfig | None = None,
-        concepts: ConceptModel | None = None,
+        concept_model: ConceptModel | None = None,
         preset: str | FitConfig = "default",
         image_size: int | None = None,
         device: str = "auto",
@@ -104,11 +103,11 @@ class Interpreter(ConceptQuestions):
         self.output, self.call, self.tokens, self.prediction = output, call, tokens, prediction
         self.autoencoder, self.preset, self.image_size = autoencoder, preset, image_size
         check_precision(precision)
-        if concepts is not None:
+        if concept_model is not None:
             if not isinstance(autoencoder, nn.Module):
                 raise ConfigError("A trained e needs the trained autoencoder that it was fitted over: give both.")
-            check_space(concepts, as_autoencoder(autoencoder).latent_dim)
-            self.concepts_ = concepts
+            check_space(concept_model, as_autoencoder(autoencoder).latent_dim)
+            self.concept_model_ = concept_model
         self.device, self.precision, self.seed = device, precision, seed
         self.extractor = LayerExtractor(model, layer, output=output, call=call, tokens=tokens, prediction=prediction)
 
@@ -126,11 +125,12 @@ class Interpreter(ConceptQuestions):
         steps: int | None = None,
         autoencoder_steps: int | None = None,
         concept_steps: int | None = None,
+        image_metrics: Sequence[str] = (),
         out: str | Path | None = None,
         resume: bool = False,
+        evaluate: bool = True,
         progress: bool | Reporter | None = None,
         announce: Callable[[Plan], None] | None = None,
-        evaluate: bool = True,
     ) -> Interpreter:
         """Train the autoencoder (unless a trained one was given), t, and with `concepts` e too.
 
@@ -149,11 +149,12 @@ class Interpreter(ConceptQuestions):
             steps: Steps of t; instead of the preset's.
             autoencoder_steps: Steps of the autoencoder; instead of the preset's.
             concept_steps: Steps of e; instead of the preset's.
+            image_metrics: Names of registered image metrics that reconstructions are measured by.
             out: Directory for checkpoints and cached rows, so that the run can be resumed.
             resume: Go on from what is in `out`.
+            evaluate: Measure on held-out images afterwards, into `metrics_`.
             progress: Show a progress bar; None for when standard error is a terminal.
             announce: Called with what is about to be done, before it is.
-            evaluate: Measure on held-out images afterwards, into `metrics_`.
 
         Returns:
             This object.
@@ -165,224 +166,148 @@ class Interpreter(ConceptQuestions):
             TrainingError: Training diverged, or there is nothing fitting to resume.
             KeyboardInterrupt: After Ctrl-C, once a checkpoint has been written.
         """
-        self._check_arguments(
+        request = FitRequest(
+            data=data,
+            held_out=held_out,
+            concepts=concepts,
+            held_out_concepts=held_out_concepts,
             draws=draws,
             epochs=epochs,
             steps=steps,
             autoencoder_steps=autoencoder_steps,
             concept_steps=concept_steps,
-            concepts=concepts,
+            image_metrics=tuple(image_metrics),
             out=out,
             resume=resume,
+            evaluate=evaluate,
         )
-        reporter = (
-            progress if isinstance(progress, Reporter) else make_reporter(progress, stages=6 + (concepts is not None))
-        )
-        manager = get_plugin_manager()
-        where = str(out) if out is not None else None
-        manager.fit_started(FitEvent("fit", where, {"layer": self.layer}))
-        try:
-            fit = self._prepare(
-                data,
-                held_out,
-                draws,
-                epochs,
-                steps,
-                autoencoder_steps,
-                out,
-                resume,
-                reporter,
-                lambda stage, info: manager.fit_stage_finished(FitEvent(stage, where, info)),
-                concepts=(concepts, held_out_concepts),
-                concept_steps=concept_steps,
-            )
-            if announce is not None:
-                announce(fit.plan())
-            with reporter:
-                self._learned(fit, fit.run())
-                if evaluate:
-                    reporter.stage("measuring on held-out images", None)
-                    started = time.perf_counter()
-                    self.metrics_ = self._measure()
-                    self.seconds_["measuring"] = time.perf_counter() - started
-            fit.clean()
-        except (PosthocInnError, KeyboardInterrupt) as error:
-            manager.fit_failed(FitEvent("fit", where, {"error": f"{type(error).__name__}: {error}"}))
-            raise
-        manager.fit_finished(FitEvent("fit", where, {"seconds": sum(fit.seconds.values())}))
+        reporter = progress
+        if not isinstance(reporter, Reporter):
+            reporter = make_reporter(reporter, stages=6 + (concepts is not None))
+        fit = self.prepare(request, reporter=reporter)
+        if announce is not None:
+            announce(fit.plan())
+        return self.learn(fit)
+
+    def plan(self, data: Any, **request: Any) -> Plan:
+        """Return what `fit` with these arguments would do, and how long it would take; nothing here is changed.
+
+        Raises:
+            PosthocInnError: As `fit` does, before any training.
+        """
+        return self.prepare(FitRequest.of(data, request)).plan()
+
+    def prepare(self, request: FitRequest, *, reporter: Reporter | None = None) -> Fit:
+        """Return a fit of which everything is opened and checked, and nothing is trained: for `learn`.
+
+        Args:
+            request: What is asked for.
+            reporter: Gets notes, and shows how far it is; silent by default.
+
+        Raises:
+            PosthocInnError: As `fit` does, before any training.
+        """
+        return prepare(self._subject(), request, reporter=reporter or Reporter())
+
+    def learn(self, fit: Fit) -> Interpreter:
+        """Run a fit that `prepare` returned, and keep what it learned.
+
+        Raises:
+            PosthocInnError: As `fit` does, during training.
+        """
+        with announced(fit.request, self.layer, fit.seconds), fit.reporter:
+            result = fit.run()
+            self._keep(fit, result)
+            if fit.request.evaluate:
+                self._measure(fit, result)
+        fit.clean()
         return self
 
-    def plan(
-        self,
-        data: Any,
-        *,
-        held_out: Any = 0.1,
-        concepts: Any = None,
-        held_out_concepts: Any = None,
-        draws: int = 1,
-        epochs: float | None = None,
-        steps: int | None = None,
-        autoencoder_steps: int | None = None,
-        concept_steps: int | None = None,
-        out: str | Path | None = None,
-    ) -> Plan:
-        """Return what `fit` with these arguments would do, and how long it would take; it trains nothing."""
-        self._check_arguments(
-            draws=draws,
-            epochs=epochs,
-            steps=steps,
-            autoencoder_steps=autoencoder_steps,
-            concept_steps=concept_steps,
-            concepts=concepts,
-            out=out,
-            resume=False,
-        )
-        return self._prepare(
-            data, held_out, draws, epochs, steps, autoencoder_steps, out, False, Reporter(), lambda stage, info: None,
-            concepts=(concepts, held_out_concepts), concept_steps=concept_steps,
-        ).plan()  # fmt: skip
-
-    @property
-    def _preset(self) -> FitConfig:
-        return preset(self.preset) if isinstance(self.preset, str) else self.preset
-
-    def _check_arguments(self, **given: Any) -> None:
-        problems = Problems("Interpreter.fit")
-        for name in ("steps", "autoencoder_steps", "concept_steps"):
-            problems.check(given[name] is None or given[name] >= 1, f"{name} must be at least 1, got {given[name]}")
-        problems.check(
-            given["epochs"] is None or given["epochs"] > 0, f"epochs must be positive, got {given['epochs']}"
-        )
-        has_both = given["concepts"] is not None and hasattr(self, "concepts_")
-        problems.check(not has_both, "this Interpreter has a trained e already; give concepts here or there, not both")
-        problems.check(given["epochs"] is None or given["steps"] is None, "give epochs or steps, not both")
-        problems.check(given["draws"] >= 1, f"draws must be at least 1, got {given['draws']}")
-        problems.check(not given["resume"] or given["out"] is not None, "resume needs out, the directory to go on from")
-        problems.check(
-            self.spec is None or (self.mean is None and self.std is None),
-            "give spec (images in [0, 1]) or mean and std (images as the model eats them), not both",
-        )
-        problems.check((self.mean is None) == (self.std is None), "mean and std go together")
-        problems.raise_if_any()
-
-    def _prepare(
-        self,
-        data: Any,
-        held_out: Any,
-        draws: int,
-        epochs: float | None,
-        steps: int | None,
-        autoencoder_steps: int | None,
-        out: str | Path | None,
-        resume: bool,
-        reporter: Reporter,
-        on_stage: Callable[[str, dict[str, Any]], None],
-        *,
-        concepts: tuple[Any, Any] = (None, None),
-        concept_steps: int | None = None,
-    ) -> Fit:
-        """Check everything that can be wrong, cheaply, and put the fit together."""
-        wanted = None
-        if concepts[0] is not None:
-            data, held_out, wanted = request(data, held_out, *concepts, seed=self.seed)
-        elif is_share(held_out):
-            data, held_out = split(data, float(held_out), seed=self.seed)
-        source = BatchSource(data, batch_size=128, seed=self.seed).check()
-        kept = BatchSource(held_out, batch_size=128, seed=self.seed).check()
-        if source.image_shape[0] != kept.image_shape[0]:
-            raise DataError(
-                f"Training images have {source.image_shape[0]} channels, held-out ones {kept.image_shape[0]}."
-            )
-        for note in source.notes:
-            reporter.note(note)
-        device = choose_device(self.device, like=self.model)
-        self.adapter_ = make_adapter(
-            source, self.autoencoder, spec=self.spec, mean=self.mean, std=self.std, image_size=self.image_size,
-            reporter=reporter,
-        )  # fmt: skip
-        example = source.first(4).to(device)
-        self.probe_ = self.extractor.probe(self.adapter_.to_model(example))
-        if self.probe_.note:
-            reporter.note(self.probe_.note)
-        autoencoder, is_fitted = make_autoencoder(self.autoencoder, self._preset, self.adapter_, self.seed)
-        config = configured(
-            self._preset, autoencoder, length=source.length, draws=draws, epochs=epochs, steps=steps,
-            autoencoder_steps=autoencoder_steps, concept_steps=concept_steps, seed=self.seed,
-        )  # fmt: skip
-        return Fit(
+    def _subject(self) -> Subject:
+        return Subject(
             extractor=self.extractor,
-            adapter=self.adapter_,
-            autoencoder=autoencoder,
-            autoencoder_is_fitted=is_fitted,
-            config=config,
-            z_shape=self.probe_.z_shape,
-            data=source,
-            held_out=kept,
-            draws=draws,
-            device=device,
-            precision=choose_precision(self.precision, device),
-            out=Path(out) if out is not None else None,
-            resume=resume,
-            reporter=reporter,
-            on_stage=on_stage,
-            concepts=wanted,
-            fitted_concepts=getattr(self, "concepts_", None) if wanted is None else None,
+            config=preset(self.preset) if isinstance(self.preset, str) else self.preset,
+            spec=self.spec,
+            mean=self.mean,
+            std=self.std,
+            autoencoder=self.autoencoder,
+            concept_model=self.__dict__.get("concept_model_"),
+            image_size=self.image_size,
+            device=self.device,
+            precision=self.precision,
+            seed=self.seed,
         )
 
-    def _concept_config(self) -> ConceptConfig:
-        return self._preset.concepts
-
-    def _learned(self, fit: Fit, result: FitResult) -> None:
+    def _keep(self, fit: Fit, result: FitResult) -> None:
+        parts = fit.parts
+        self.adapter_, self.probe_, self.fit_config_ = parts.adapter, parts.probe, parts.config
         self.autoencoder_: Autoencoder = result.autoencoder
         self.flow_ = result.flow
         self.history_, self.autoencoder_history_ = result.flow_history, result.autoencoder_history
-        self.fit_config_ = fit.config
-        self.pipeline_ = fit.pipeline()
+        self.pipeline_ = parts.pipeline()
         if result.concepts is not None:
-            self.concepts_ = result.concepts.model
-            self.concept_fit_ = result.concepts
-        self.seconds_ = result.seconds
-        self.rows_ = result
+            self.concept_model_, self.concept_fit_ = result.concepts.model, result.concepts
 
-    def _measure(self) -> dict[str, Any]:
-        found = analysis.measure(
-            self.pipeline_,
-            self.rows_.train,
-            self.rows_.held_out,
-            self.history_,
-            self.autoencoder_history_,
+    def _measure(self, fit: Fit, result: FitResult) -> None:
+        fit.reporter.stage("measuring on held-out images", None)
+        started = time.perf_counter()
+        model = self.__dict__.get("concept_model_")
+        measured = measure_fit(fit, result, model, seed=self.seed)
+        self.examples_ = measured.examples
+        if measured.relevance is not None:
+            self.relevance_ = measured.relevance
+        self.metrics_ = measured.metrics
+        self.metrics_["seconds"]["measuring"] = round(time.perf_counter() - started, 3)
+
+    def fit_concepts(
+        self,
+        data: Any,
+        concepts: Any = None,
+        *,
+        space: Space = "z_bar",
+        sizes: Sequence[int] | None = None,
+        steps: int | None = None,
+        config: ConceptConfig | None = None,
+        progress: bool | Reporter | None = None,
+        **request: Any,
+    ) -> ConceptFit:
+        """Fit e alone, once autoencoder and t are there.
+
+        Args:
+            data: As given to `fit`.
+            concepts: As `fit` takes them; None for an e without concepts (IIN eq. 12), to draw new images from.
+            space: "z_bar", over the autoencoder's latents; or "z", over the layer's representations, to see how the
+                network responds (IIN section 4.2).
+            sizes: Widths of the factors, residual first, the random concept last; estimated by default.
+            steps: Steps of e; instead of the preset's.
+            config: Shape and training of e; the preset's by default.
+            progress: Show a progress bar; None for when standard error is a terminal.
+            **request: As `fit` takes them: held_out, held_out_concepts, draws, out, resume.
+
+        Returns:
+            e with its names, the concepts' scores and the curve. An e over latents with concepts becomes
+            `concept_model_`.
+
+        Raises:
+            PosthocInnError: A concept cannot be learned, the data cannot be used, or training diverged.
+        """
+        pipeline = self.pipeline
+        reporter = progress if isinstance(progress, Reporter) else make_reporter(progress, stages=3)
+        found = fit_concepts_alone(
+            pipeline,
+            FitRequest.of(data, {**request, "concepts": concepts, "concept_steps": steps}),
+            config=config or self._subject().config.concepts,
+            space=space,
+            sizes=sizes,
             seed=self.seed,
-        ) | {
-            **self._concept_metrics(),
-            "layer": self.layer,
-            "z_shape": list(self.probe_.z_shape),
-            "is_cut": self.probe_.is_cut,
-            "seconds": self.seconds_,
-            "threads": self.rows_.threads,
-            "fit": self.fit_config_.to_dict(),
-        }
-        if hasattr(self, "concept_fit_"):
-            found["training"]["e"] = self.concept_fit_.history.to_dict()
+            precision=choose_precision(self.precision, pipeline.device),
+            reporter=reporter,
+        )
+        if space == "z_bar" and concepts is not None:
+            self.concept_model_, self.concept_fit_ = found.model, found
         return found
 
-    def _concept_metrics(self) -> dict[str, Any]:
-        concepts = getattr(self, "concepts_", None)
-        if concepts is None or concepts.space != "z_bar":
-            return {}
-        held_out = self.rows_.held_out
-        z = held_out["z"].rows(torch.arange(min(len(held_out), 1000)))
-        self.relevance_ = analysis.concept_relevance(self.pipeline_, concepts, z, seed=self.seed)
-        found: dict[str, Any] = {
-            "names": list(concepts.names),
-            "sizes": list(concepts.factor_dims),
-            "relevance": self.relevance_.to_dict(),
-        }
-        fit = getattr(self, "concept_fit_", None)
-        if fit is not None:
-            found["scores"] = fit.scores
-        return {"concepts": found}
-
-    # ---- asking
+    # ---- what was learned
 
     @property
     def pipeline(self) -> Pipeline:
@@ -395,27 +320,37 @@ class Interpreter(ConceptQuestions):
             raise NotFittedError("This Interpreter is not fitted: call fit(loader) first, or Interpreter.load(...).")
         return self.pipeline_
 
-    def _checked(self, images: Tensor) -> Tensor:
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ShapeError(f"Images must be a tensor (B, C, H, W), got {got}.")
-        return images
+    @property
+    def concept_model(self) -> ConceptModel:
+        """The fitted e, over the autoencoder's latents.
 
-    @torch.no_grad()
+        Raises:
+            NotFittedError: There is none.
+        """
+        if "concept_model_" not in self.__dict__:
+            raise NotFittedError(
+                "This Interpreter has no concepts: call fit(loader, concepts=...), or fit_concepts(data, ...)."
+            )
+        return self.concept_model_
+
+    # ---- images
+
     def sample(
         self,
-        images: Tensor,
+        images: Tensor | None = None,
         n: int = 8,
         *,
+        z: Tensor | None = None,
         v: Tensor | None = None,
         seed: int = 0,
         precision: Precision = "32",
     ) -> Tensor:
-        """Draw images that the layer cannot tell from the given ones: D(t⁻¹(v given Φ(x))) (MSC eq. 2).
+        """Draw images that share the layer's representation: D(t⁻¹(v given z)) with z = Φ(x) (MSC eq. 2).
 
         Args:
             images: As given to `fit`, (B, C, H, W).
             n: N, samples per image.
+            z: Representations (B, *z_shape), instead of images: what an embedding alone determines.
             v: Invariances to use instead of drawing them: (N, D) for all images, or (B, N, D).
             seed: Seed of v.
             precision: Of t's matrix products: "32"; "bf16", faster where the machine has it, for samples that differ
@@ -427,66 +362,198 @@ class Interpreter(ConceptQuestions):
         Raises:
             NotFittedError: Before `fit`.
             ShapeError: A shape is wrong.
-            ConfigError: n is less than 1, or there is no such precision.
+            ConfigError: n is less than 1, there is no such precision, or not exactly one of images and z is given.
         """
         pipeline = self.pipeline
-        images = self._checked(images)
         chosen = choose_precision(precision, pipeline.device)
         if n < 1:
             raise ConfigError(f"n must be at least 1, got {n}.")
-        context = pipeline.context(pipeline.features(images))
+        context = pipeline.context(pipeline.z_of(images, z))
         if v is None:
             generator = torch.Generator().manual_seed(seed)
-            v = torch.randn(len(images), n, pipeline.latent_dim, generator=generator)
-        latents = pipeline.sample_latents(context, v, precision=chosen)
-        pictures = pipeline.decode(latents.flatten(0, 1))
-        return pictures.reshape(*latents.shape[:2], *pictures.shape[1:])
+            v = torch.randn(len(context), n, pipeline.latent_dim, generator=generator)
+        return pipeline.pictures(pipeline.sample_latents(context, v, precision=chosen))
 
-    @torch.no_grad()
     def invariances(self, images: Tensor) -> Tensor:
         """Return v = t(E(x) given Φ(x)), shape (B, D), for images (B, C, H, W), at the mean of the encoder."""
         pipeline = self.pipeline
-        images = self._checked(images)
-        mean, _ = pipeline.encode(images)
-        return pipeline.invariances(mean, pipeline.context(pipeline.features(images)))[0]
+        context = pipeline.context(pipeline.z_of(images))
+        return pipeline.invariances(pipeline.means(images), context)[0]
 
-    @torch.no_grad()
-    def reconstruct(self, images: Tensor, *, z_of: Tensor | None = None) -> Tensor:
+    def reconstruct(self, images: Tensor, *, z_of: Tensor | None = None, z: Tensor | None = None) -> Tensor:
         """Return D(t⁻¹(v given z)), pictures (B, C, H, W) in [0, 1], with v of `images`.
 
         Args:
             images: As given to `fit`, (B, C, H, W); their v is used.
             z_of: Images whose z is used instead of that of `images`: what one has thrown away, recombined with
                 what the layer keeps of the other.
+            z: The same as representations (B, *z_shape).
         """
         pipeline = self.pipeline
         v = self.invariances(images)
-        context = pipeline.context(pipeline.features(self._checked(images if z_of is None else z_of)))
+        other = images if z_of is None and z is None else z_of
+        context = pipeline.context(pipeline.z_of(other, z))
         return pipeline.decode(pipeline.sample_latents(context, v[:, None]).flatten(0, 1))
 
-    @torch.no_grad()
-    def log_likelihood(self, images: Tensor, *, seed: int = 0) -> Tensor:
-        """Return log p(z_bar given z), shape (B,), in nats with all constants, at a draw of the stochastic encoder."""
+    def log_likelihood(self, images: Tensor, *, z: Tensor | None = None, seed: int = 0) -> Tensor:
+        """Return log p(z_bar given z), shape (B,), in nats with all constants, at a draw of the stochastic encoder.
+
+        Args:
+            images: As given to `fit`, (B, C, H, W); z_bar = E(x).
+            z: Representations (B, *z_shape) to be given instead of Φ(x).
+            seed: Of the draw.
+        """
         pipeline = self.pipeline
-        mean, std = pipeline.encode(self._checked(images))
+        context = pipeline.context(pipeline.z_of(images if z is None else None, z))
+        mean, std = pipeline.encode(images)
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)
-        context = pipeline.context(pipeline.features(images))
         return -pipeline.invariances(mean + std * noise, context)[1]
 
+    def factors(self, images: Tensor) -> dict[str, Tensor]:
+        """Return e(E(x)) by name, residual first: each (B, width), for images (B, C, H, W) (MSC eq. 6).
+
+        Raises:
+            NotFittedError: There is no e.
+        """
+        model = self.concept_model
+        return dict(zip(model.factor_names, model.factors(self.pipeline.means(images)), strict=True))
+
+    def edit(
+        self,
+        images: Tensor,
+        concept: str | Sequence[str],
+        *,
+        source: Tensor | None = None,
+        value: Tensor | None = None,
+        n: int | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Change a concept of images and decode them (MSC eq. 7): e, another factor, e⁻¹, D.
+
+        Args:
+            images: As given to `fit`, (B, C, H, W).
+            concept: Which factor, or several; "residual" is factor 0.
+            source: Take it from these images, one each or one for all.
+            value: Set it to this value, (width,) or (B, width).
+            n: Draw it n times from N(0, 1).
+            seed: Of the draws.
+
+        Returns:
+            Pictures (B, C, H, W) in [0, 1]; with `n`, (B, n, C, H, W).
+
+        Raises:
+            ConfigError: Not exactly one of `source`, `value` and `n` is given.
+            UnknownNameError: There is no such concept.
+            ShapeError: A shape is wrong.
+            NotFittedError: There is no e.
+        """
+        model, pipeline = self.concept_model, self.pipeline
+        taken = None if source is None else pipeline.means(source)
+        latents = pipeline.means(images)
+        return pipeline.pictures(editing.edited(model, latents, concept, source=taken, value=value, n=n, seed=seed))
+
+    def walk(
+        self,
+        images: Tensor,
+        to: Tensor | None = None,
+        *,
+        steps: int = 8,
+        kind: Literal["linear", "spherical"] = "linear",
+        concept: str | Sequence[str] | None = None,
+        direction: Tensor | None = None,
+        amounts: Sequence[float] | Tensor | None = None,
+    ) -> Tensor:
+        """Walk through the space of e, and decode (IIN fig. 4, 7 and 8).
+
+        Args:
+            images: Where walks start, (B, C, H, W).
+            to: Images where they end, one each or one for all.
+            steps: Points on each walk between two images, both ends included.
+            kind: How two images are joined.
+            concept: Walk in this concept, or these, alone.
+            direction: Instead of `to`, what `direction()` returned.
+            amounts: How far along it, (A,); from -2 to 2 in `steps` steps by default.
+
+        Returns:
+            Pictures (B, steps, C, H, W), or (B, A, C, H, W) along a direction.
+
+        Raises:
+            ConfigError: Not exactly one of `to` and `direction` is given, or an argument is wrong.
+            NotFittedError: There is no e.
+        """
+        if (to is None) == (direction is None):
+            raise ConfigError("Give either to= (images where the walk ends) or direction= (what direction() returned).")
+        model, pipeline = self.concept_model, self.pipeline
+        latents = pipeline.means(images)
+        if to is not None:
+            return pipeline.pictures(editing.walk(model, latents, pipeline.means(to), steps, kind, concept))
+        far = torch.linspace(-2, 2, steps) if amounts is None else amounts
+        return pipeline.pictures(editing.walk_along(model, latents, torch.as_tensor(direction), far))
+
+    def direction(self, with_images: Tensor, without_images: Tensor, *, concept: str | None = None) -> Tensor:
+        """Return the direction (D,) of an attribute in the space of e (IIN eq. 14, in terms of e, not of x).
+
+        Args:
+            with_images: Examples that have it.
+            without_images: Examples that do not.
+            concept: Keep the part within this concept alone.
+        """
+        means = self.pipeline.means
+        return editing.direction(self.concept_model, means(with_images), means(without_images), concept)
+
+    # ---- questions
+
+    def analyze(
+        self, name: str, data: Any = None, *, z: Tensor | None = None, seed: int = 0, **options: Any
+    ) -> analysis.Result:
+        """Run an analysis by its name, a plugin's too, as `posthoc-inn analyze` does.
+
+        Args:
+            name: "attack", "edits", "concept-relevance", ...; `posthoc-inn analyze --list` prints all.
+            data: Images as given to `fit`: a loader, data set or tensor.
+            z: Representations (B, *z_shape) instead of images, for analyses that need nothing else.
+            seed: Of everything random.
+            **options: The analysis' own.
+
+        Raises:
+            UnknownNameError: There is no such analysis.
+            ConfigError: An option is not the analysis' own, or it needs images and got z.
+            NotFittedError: It needs e, and there is none; or nothing was fitted.
+        """
+        result: analysis.Result = run_analysis(self, name, data, z=z, seed=seed, options=options)
+        return result
+
     def explained_by_invariances(
-        self, data: Any, *, samples: int = 10_000, seed: int = 0
+        self, data: Any = None, *, z: Tensor | None = None, samples: int = 10_000, seed: int = 0
     ) -> analysis.ExplainedByInvariances:
         """Return the share of the latent's variance that the layer's invariances explain (MSC eq. 19).
 
         Args:
             data: Images as given to `fit`: a loader, data set or tensor.
+            z: Representations (B, *z_shape) instead of images.
             samples: Draws in all.
             seed: Seed of v and of the bootstrap.
         """
-        pipeline = self.pipeline
-        source = BatchSource(data, batch_size=128, limit=max(2, samples // 20))
-        z = torch.cat([pipeline.features(batch["images"]) for batch in source.batches()])
-        return analysis.explained_by_invariances(pipeline, z, samples=samples, seed=seed)
+        given = self.pipeline.z_from(data, z, limit=max(2, samples // 20))
+        return analysis.explained_by_invariances(self.pipeline, given, samples=samples, seed=seed)
+
+    def concept_relevance(
+        self, data: Any = None, *, z: Tensor | None = None, samples: int = 10_000, seed: int = 0
+    ) -> analysis.ConceptRelevance:
+        """Return how much of each concept the layer determines (MSC eq. 20), with the first-order share beside it.
+
+        Args:
+            data: Images as given to `fit`: a loader, data set or tensor.
+            z: Representations (B, *z_shape) instead of images.
+            samples: Latents in all: images × draws of v.
+            seed: Of v and of the bootstrap.
+
+        Raises:
+            NotFittedError: Nothing was fitted, or there is no e.
+        """
+        model = self.concept_model
+        given = self.pipeline.z_from(data, z, limit=max(3, samples // 10))
+        return analysis.concept_relevance(self.pipeline, model, given, samples=samples, seed=seed)
 
     # ---- keeping
 
@@ -502,24 +569,22 @@ class Interpreter(ConceptQuestions):
             NotFittedError: Before `fit`.
             BundleError: `directory` exists and `overwrite` is false, or cannot be written.
         """
-        state = self.model.state_dict() if store_model else None
-        return save_bundle(self._bundle(), Path(directory), overwrite=overwrite, model_state=state)
-
-    def _bundle(self) -> Bundle:
         pipeline = self.pipeline
-        return Bundle(
+        bundle = Bundle(
             extractor=self.extractor.to_dict(),
             model_fingerprint=fingerprint(self.model),
             model_class=type(self.model).__name__,
             adapter=pipeline.adapter,
             autoencoder=pipeline.autoencoder,
             flow=pipeline.flow,
-            z_shape=pipeline.flow.conditioner.config.z_shape,
+            z_shape=pipeline.z_shape,
             metrics=getattr(self, "metrics_", {}),
             origin=dict(self.origin),
             model_tensors=describe_tensors(self.model),
-            concepts=getattr(self, "concepts_", None),
+            concepts=self.__dict__.get("concept_model_"),
         )
+        state = self.model.state_dict() if store_model else None
+        return save_bundle(bundle, Path(directory), overwrite=overwrite, model_state=state)
 
     @classmethod
     def load(
@@ -554,7 +619,7 @@ class Interpreter(ConceptQuestions):
         self.autoencoder_ = as_autoencoder(bundle.autoencoder.to(where).eval())
         self.flow_ = bundle.flow.to(where).eval()
         if bundle.concepts is not None:
-            self.concepts_ = bundle.concepts.to(where).eval()
+            self.concept_model_ = bundle.concepts.to(where).eval()
         self.metrics_ = bundle.metrics
         self.origin = bundle.origin
         self.pipeline_ = Pipeline(self.extractor, bundle.adapter, self.autoencoder_, self.flow_, where)

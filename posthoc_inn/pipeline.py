@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from posthoc_inn.autoencoders import Autoencoder
 from posthoc_inn.autoencoders.base import CHUNK
-from posthoc_inn.errors import ShapeError
+from posthoc_inn.errors import ConfigError, DataError, ShapeError
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.flows import ConditionalFlow, computing_in
-from posthoc_inn.images import InputAdapter
+from posthoc_inn.images import BatchSource, InputAdapter
 from posthoc_inn.objectives import flow_nll
 
 
@@ -23,6 +23,18 @@ def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int = CH
     if len(rows) <= size:
         return function(rows)
     return torch.cat([function(part) for part in rows.split(size)])
+
+
+def checked_images(images: Any) -> Tensor:
+    """Return `images` if they are a tensor (B, C, H, W).
+
+    Raises:
+        ShapeError: They are something else.
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ShapeError(f"Images must be a tensor (B, C, H, W), got {got}.")
+    return images
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,45 @@ class Pipeline:
     def latent_dim(self) -> int:
         """D, the width of z_bar and v."""
         return self.flow.flow.config.dim
+
+    @property
+    def z_shape(self) -> tuple[int, ...]:
+        """Shape of z without the batch."""
+        return self.flow.conditioner.config.z_shape
+
+    def z_of(self, images: Tensor | None, z: Tensor | None = None) -> Tensor:
+        """Return z (B, *z_shape): that of the user's tensors (B, C, H, W), or `z` itself once it is checked.
+
+        Raises:
+            ConfigError: Not exactly one of the two is given.
+            ShapeError: A shape is wrong.
+        """
+        if (images is None) == (z is None):
+            raise ConfigError("Give either images or z= (representations of the layer).")
+        if z is None:
+            return self.features(checked_images(images))
+        if not isinstance(z, Tensor) or z.shape[1:] != self.z_shape or not len(z):
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise ShapeError(f"z must be a tensor (B, {', '.join(map(str, self.z_shape))}) of the layer, got {got}.")
+        if not bool(torch.isfinite(z).all()):
+            raise DataError("z has values that are not finite.")
+        return z.float()
+
+    def z_from(self, data: Any, z: Tensor | None = None, *, limit: int) -> Tensor:
+        """Return z of the first `limit` images of a loader, data set or tensor, or of the given representations."""
+        if z is not None or data is None:
+            return self.z_of(data, z)[:limit]
+        source = BatchSource(data, batch_size=128, limit=limit)
+        return torch.cat([self.features(batch["images"]) for batch in source.batches()])
+
+    def means(self, images: Tensor) -> Tensor:
+        """Return the encoder's mean of z_bar, (B, D), for the user's tensors (B, C, H, W)."""
+        return self.encode(checked_images(images))[0]
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Return images (..., C, H, W) in [0, 1] for latents (..., D)."""
+        decoded = self.decode(latents.reshape(-1, latents.shape[-1]))
+        return decoded.reshape(*latents.shape[:-1], *decoded.shape[1:])
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One t for each of several layers, or checkpoints of a training run, with one autoencoder and one e for all (MSC 4.2).
+"""One t for each of several layers, checkpoints or models, with one autoencoder and one e for all (MSC 4.2).
 
 Every point is a job of its own: picklable, with a directory of its own, resumable, and skipped once it is done.
 """
@@ -17,18 +17,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from posthoc_inn import __version__, drawing
-from posthoc_inn.analysis.results import Result
+from posthoc_inn import __version__
+from posthoc_inn.analysis.sweep_result import SweepPoint, SweepResult
 from posthoc_inn.bundle import load_bundle
-from posthoc_inn.concepts import RANDOM, RESIDUAL, ConceptModel
+from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import Config
-from posthoc_inn.errors import ConfigError, DataError, PosthocInnError, Problems, TrainingError
+from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, TrainingError
 from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.files import replace_file
+from posthoc_inn.fit import FitRequest
 from posthoc_inn.images import BatchSource
 from posthoc_inn.interpreter import Interpreter
 from posthoc_inn.weights import fingerprint, load_weights
@@ -49,15 +48,12 @@ class SweepJob:
 
     Attributes:
         name: Of the point.
-        position: Where it lies: the number of steps, or the place in the list of layers.
+        position: Where it lies: the number of steps, or the place in the list.
         model: The explained model.
         weights: File of its weights at this point; None for those it has.
         layer: The layer.
-        data: Images to fit on, as `Interpreter.fit` takes them.
-        held_out: Held-out images, or the share of `data`.
-        out: Directory of this point.
+        request: What `Interpreter.fit` is asked for, the directory of this point included.
         options: What `Interpreter` is made with: autoencoder and e among them, once they are there.
-        fit: What `Interpreter.fit` is called with besides.
     """
 
     name: str
@@ -65,17 +61,19 @@ class SweepJob:
     model: nn.Module
     weights: str | None
     layer: str
-    data: Any
-    held_out: Any
-    out: str
+    request: FitRequest
     options: Mapping[str, Any] = field(default_factory=dict)
-    fit: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def out(self) -> Path:
+        """Directory of this point."""
+        return Path(self.request.out or ".")
 
     def key(self) -> str:
         """Return a digest of what decides the result, data aside."""
         weights = None if self.weights is None else hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
         settled = {k: _settled(v) for k, v in sorted(self.options.items())}
-        steps = {k: repr(v) for k, v in sorted(self.fit.items()) if k in ("steps", "epochs", "draws")}
+        steps = {k: repr(getattr(self.request, k)) for k in ("steps", "epochs", "draws")}
         facts = [__version__, self.name, self.layer, fingerprint(self.model), weights, settled, steps]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -104,7 +102,7 @@ def run_job(job: SweepJob) -> dict[str, Any]:
     Raises:
         PosthocInnError: The fit fails; started again, it goes on.
     """
-    out = Path(job.out)
+    out, request = job.out, job.request
     key = job.key()
     known = _stored(out, key)
     if known is not None:
@@ -114,7 +112,8 @@ def run_job(job: SweepJob) -> dict[str, Any]:
         load_weights(model, job.weights)
     model.eval()
     interpreter = Interpreter(model, job.layer, **job.options)
-    interpreter.fit(job.data, held_out=job.held_out, out=out, resume=(out / "checkpoints").is_dir(), **job.fit)
+    request = dataclasses.replace(request, resume=(out / "checkpoints").is_dir())
+    interpreter.learn(interpreter.prepare(request))
     interpreter.save(out / "bundle", overwrite=True)
     metrics = interpreter.metrics_
     result = {
@@ -122,7 +121,7 @@ def run_job(job: SweepJob) -> dict[str, Any]:
         "name": job.name,
         "position": job.position,
         "layer": job.layer,
-        "accuracy": accuracy(interpreter, job.held_out),
+        "accuracy": accuracy(interpreter, request.held_out),
         **{k: metrics[k] for k in ("faithfulness", "likelihood", "explained_by_invariances", "autoencoder", "seconds")},
         "concepts": metrics.get("concepts"),
     }
@@ -164,153 +163,8 @@ def accuracy(interpreter: Interpreter, held_out: Any, *, limit: int = 10_000) ->
     return hits / max(1, count)
 
 
-@dataclass(frozen=True)
-class SweepPoint(Result):
-    """What was measured at one layer or checkpoint.
-
-    Attributes:
-        name: Of the point.
-        position: Number of steps, or place in the list of layers.
-        layer: The layer.
-        accuracy: Of the model, on held-out images; None where it has none.
-        held_out: Nats of t on held-out images.
-        agreement: Share of samples that the model classifies as their image.
-        explained_by_invariances: MSC eq. 19.
-        concepts: Name -> {total_effect, first_order, interaction} of z (MSC eq. 20), with their errors.
-    """
-
-    name: str
-    position: float
-    layer: str
-    accuracy: float | None
-    held_out: float
-    agreement: float | None
-    explained_by_invariances: float
-    concepts: Mapping[str, Mapping[str, Any]]
-
-    @classmethod
-    def of(cls, result: Mapping[str, Any]) -> SweepPoint:
-        """Return what a job's result says."""
-        relevance = (result.get("concepts") or {}).get("relevance") or {"concepts": []}
-        return cls(
-            name=result["name"],
-            position=float(result["position"]),
-            layer=result["layer"],
-            accuracy=result["accuracy"],
-            held_out=result["likelihood"]["held_out"],
-            agreement=result["faithfulness"]["agreement"],
-            explained_by_invariances=result["explained_by_invariances"]["value"],
-            concepts={c["name"]: c for c in relevance["concepts"]},
-        )
-
-
-@dataclass(frozen=True)
-class SweepResult(Result):
-    """A sweep over layers or checkpoints (MSC fig. 4).
-
-    Attributes:
-        points: In their order.
-        axis: What the position is: "training step" or "layer".
-    """
-
-    points: tuple[SweepPoint, ...]
-    axis: str
-
-    @property
-    def concept_names(self) -> list[str]:
-        """Concepts that were measured, residual and random ones left out."""
-        names = self.points[0].concepts if self.points else {}
-        return [n for n in names if n not in (RESIDUAL, RANDOM)]
-
-    def share(self, concept: str, measure: str = "total_effect") -> list[float]:
-        """Return a concept's share explained by z at each point.
-
-        Raises:
-            ConfigError: There is no such concept or measure.
-        """
-        try:
-            return [float(p.concepts[concept][measure]["value"]) for p in self.points]
-        except (KeyError, TypeError) as error:
-            known = ", ".join(self.points[0].concepts) if self.points else "none"
-            raise ConfigError(f"There is no {measure} of {concept!r}; measured are {known}.") from error
-
-    def correlation_with_accuracy(self, concept: str, measure: str = "total_effect") -> float:
-        """Return Pearson's correlation, over the points, of a concept's share with the model's accuracy."""
-        pairs = [
-            (s, p.accuracy)
-            for s, p in zip(self.share(concept, measure), self.points, strict=True)
-            if p.accuracy is not None
-        ]
-        if len(pairs) < 3:
-            raise DataError("A correlation needs at least three points with an accuracy.")
-        return float(torch.corrcoef(torch.tensor(pairs, dtype=torch.float64).T)[0, 1])
-
-    @property
-    def caption(self) -> str:
-        """What to conclude, and what not."""
-        return (
-            f"Share of each concept's variance that the layer's z explains, by {self.axis}: solid, total effect (MSC "
-            "eq. 20, the paper's measure); dotted, first-order share, which does not depend on t's choice of v. Where "
-            "both are high, the representation knows the concept; where only the total effect is, look at t before "
-            "concluding anything. Points are separate fits of t: differences smaller than the error bars say nothing."
-        )
-
-    def table(self) -> str:
-        """Return a Markdown table: a row a point, total effect and first-order share in per cent."""
-        columns = {self.axis: [p.name for p in self.points]}
-        columns["accuracy"] = [_percent(p.accuracy) for p in self.points]
-        for name in self.concept_names:
-            shares = zip(self.share(name), self.share(name, "first_order"), strict=True)
-            columns[f"{name}, total / first"] = [f"{_percent(total)} / {_percent(first)}" for total, first in shares]
-        columns["explained by v"] = [_percent(p.explained_by_invariances) for p in self.points]
-        columns["t, nats"] = [f"{p.held_out:.1f}" for p in self.points]
-        columns["agreement"] = [_percent(p.agreement) for p in self.points]
-        # A column without any value says nothing: not every model is a classifier.
-        columns = {title: cells for title, cells in columns.items() if any(cells)}
-        rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-    def figure(self, ax: Axes | None = None) -> Figure:
-        """Draw the shares of every concept over the points, and the accuracy where there is one (MSC fig. 4)."""
-        figure, ax = drawing.axes(ax, 7.2, 3.9)
-        is_layers = self.axis == "layer"
-        x = list(range(len(self.points))) if is_layers else [p.position for p in self.points]
-        for color, name in zip(drawing.PALETTE, self.concept_names, strict=False):
-            shares = [p.concepts[name]["total_effect"] for p in self.points]
-            value = [100 * s["value"] for s in shares]
-            error = [100 * s["standard_error"] for s in shares]
-            ax.errorbar(
-                x, value, yerr=error, color=color, linewidth=1.8, marker="o", markersize=3.5, capsize=2, label=name
-            )
-            ax.plot(x, [100 * v for v in self.share(name, "first_order")], color=color, linewidth=1.2, linestyle=":")
-        ax.set(xlabel=self.axis, ylabel="explained by z, % of the concept's variance")
-        drawing.plain(ax)
-        if is_layers:
-            ax.set_xticks(x, [p.name for p in self.points], rotation=25, ha="right")
-        accuracies = [p.accuracy for p in self.points]
-        handles, labels = ax.get_legend_handles_labels()
-        if all(a is not None for a in accuracies) and len(set(accuracies)) > 1:
-            twin = ax.twinx()
-            (line,) = twin.plot(x, [100 * (a or 0) for a in accuracies], color=drawing.SOFT, linewidth=1.2,
-                                linestyle=(0, (5, 3)))  # fmt: skip
-            twin.set(ylim=(0, 102))
-            twin.set_ylabel("model's accuracy, %", color=drawing.SOFT, size=9)
-            twin.tick_params(colors=drawing.SOFT, labelsize=8)
-            twin.spines[["top", "left", "bottom"]].set_visible(False)
-            handles, labels = [*handles, line], [*labels, "accuracy"]
-        if handles:
-            # Above the axes: accuracy climbs through any corner.
-            ax.legend(
-                handles, labels, frameon=False, fontsize=8, labelcolor=drawing.INK, loc="lower left",
-                bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=4,
-            )  # fmt: skip
-        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
-        ax.set_yticks([tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick <= min(100, ax.get_ylim()[1])])
-        return figure
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
+Point = tuple[str, float, nn.Module, str | None, str]
+"""Name, position, model, file of its weights, and layer."""
 
 
 def layer_sweep(
@@ -322,6 +176,7 @@ def layer_sweep(
     held_out: Any = 0.1,
     concepts: Any = None,
     autoencoder: nn.Module | None = None,
+    concept_model: ConceptModel | None = None,
     executor: Executor | None = None,
     fit: Mapping[str, Any] | None = None,
     **options: Any,
@@ -334,8 +189,9 @@ def layer_sweep(
         data: Images, as `Interpreter.fit` takes them.
         out: Directory; each layer gets one of its own in it. What is done is kept when it is called again.
         held_out: Images kept aside, or the share of `data`.
-        concepts: What e is to learn, or a trained `ConceptModel`; None for no concepts.
+        concepts: What e is to learn, with the first layer; None for no e.
         autoencoder: A trained one; fitted with the first layer by default.
+        concept_model: A trained e over that autoencoder's latents, instead of `concepts`.
         executor: Runs the jobs after the first; in this process by default. Model, data and options are pickled.
         fit: What `Interpreter.fit` is called with besides (steps, draws, ...).
         options: What `Interpreter` is made with besides (spec, preset, seed, ...).
@@ -344,11 +200,9 @@ def layer_sweep(
         ConfigError: Arguments do not fit together.
         TrainingError: Some of the jobs failed; the message names them. The others are done.
     """
-    points = [(layer, float(k), None, layer) for k, layer in enumerate(layers)]
-    return _sweep(
-        model, points, data, "layer", out=out, held_out=held_out, concepts=concepts, autoencoder=autoencoder,
-        executor=executor, fit=fit or {}, options=options,
-    )  # fmt: skip
+    points: list[Point] = [(layer, float(k), model, None, layer) for k, layer in enumerate(layers)]
+    request = _request(data, fit or {}, out=out, held_out=held_out, concepts=concepts)
+    return _sweep(points, "layer", request, _Shared(autoencoder, concept_model, options), executor)
 
 
 def training_sweep(
@@ -361,6 +215,7 @@ def training_sweep(
     held_out: Any = 0.1,
     concepts: Any = None,
     autoencoder: nn.Module | None = None,
+    concept_model: ConceptModel | None = None,
     executor: Executor | None = None,
     fit: Mapping[str, Any] | None = None,
     **options: Any,
@@ -376,6 +231,7 @@ def training_sweep(
         held_out: See there.
         concepts: See there.
         autoencoder: See there.
+        concept_model: See there.
         executor: See there.
         fit: See there.
         options: See there.
@@ -389,62 +245,108 @@ def training_sweep(
         raise ConfigError(
             f"There is no checkpoint {missing[0]}" + (f", nor {len(missing) - 1} more." * (len(missing) > 1))
         )
-    points = [(f"{step:g}", float(step), str(path), layer) for step, path in sorted(checkpoints.items())]
-    return _sweep(
-        model, points, data, "training step", out=out, held_out=held_out, concepts=concepts, autoencoder=autoencoder,
-        executor=executor, fit=fit or {}, options=options,
-    )  # fmt: skip
+    points: list[Point] = [
+        (f"{step:g}", float(step), model, str(path), layer) for step, path in sorted(checkpoints.items())
+    ]
+    request = _request(data, fit or {}, out=out, held_out=held_out, concepts=concepts)
+    return _sweep(points, "training step", request, _Shared(autoencoder, concept_model, options), executor)
+
+
+def model_sweep(
+    models: Mapping[str, tuple[nn.Module, str]],
+    data: Any,
+    *,
+    out: str | Path,
+    held_out: Any = 0.1,
+    concepts: Any = None,
+    autoencoder: nn.Module | None = None,
+    concept_model: ConceptModel | None = None,
+    executor: Executor | None = None,
+    fit: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> SweepResult:
+    """Fit t for several models on the same images, with one autoencoder and one e for all.
+
+    Args:
+        models: Name -> the trained model and its layer.
+        data: As in `layer_sweep`, like all that follows.
+        out: See there.
+        held_out: See there.
+        concepts: See there.
+        autoencoder: See there.
+        concept_model: See there.
+        executor: See there.
+        fit: See there.
+        options: See there; all models get their images alike.
+
+    Raises:
+        ConfigError: Arguments do not fit together.
+        TrainingError: Some of the jobs failed.
+    """
+    points: list[Point] = [
+        (name, float(k), model, None, layer) for k, (name, (model, layer)) in enumerate(models.items())
+    ]
+    request = _request(data, fit or {}, out=out, held_out=held_out, concepts=concepts)
+    return _sweep(points, "model", request, _Shared(autoencoder, concept_model, options), executor)
+
+
+def _request(data: Any, fit: Mapping[str, Any], **own: Any) -> FitRequest:
+    """Return the request of a sweep, whose `own` arguments are not to be hidden in `fit`."""
+    hidden = sorted({*own, "resume"} & set(fit))
+    if hidden:
+        raise ConfigError(f"sweep: pass {', '.join(hidden)} to the sweep itself, not in fit (it resumes by itself)")
+    return FitRequest.of(data, {**fit, **own})
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all points have in common besides the request."""
+
+    autoencoder: nn.Module | None
+    concept_model: ConceptModel | None
+    options: Mapping[str, Any]
 
 
 def _sweep(
-    model: nn.Module,
-    points: Sequence[tuple[str, float, str | None, str]],
-    data: Any,
-    axis: str,
-    *,
-    out: str | Path,
-    held_out: Any,
-    concepts: Any,
-    autoencoder: nn.Module | None,
-    executor: Executor | None,
-    fit: Mapping[str, Any],
-    options: Mapping[str, Any],
+    points: Sequence[Point], axis: str, request: FitRequest, common: _Shared, executor: Executor | None
 ) -> SweepResult:
-    is_given = isinstance(concepts, ConceptModel)
+    autoencoder, concept_model = common.autoencoder, common.concept_model
     names = [name for name, *_ in points]
     problems = Problems("sweep")
-    problems.check(bool(points), "there is nothing to sweep over; name at least one layer or checkpoint")
-    problems.check(len(set(names)) == len(names), "a layer or checkpoint is named twice")
-    problems.check(not is_given or autoencoder is not None, "a trained e needs the autoencoder it was fitted over")
-    reserved = sorted({"out", "resume", "held_out", "concepts"} & set(fit)) + sorted({"concepts"} & set(options))
-    problems.check(not reserved, f"pass {', '.join(reserved)} to the sweep itself")
+    problems.check(bool(points), "there is nothing to sweep over; name at least one layer, checkpoint or model")
+    problems.check(len(set(names)) == len(names), f"a {axis} is named twice")
+    problems.check(
+        concept_model is None or autoencoder is not None, "a trained e needs the autoencoder it was fitted over"
+    )
+    problems.check(
+        concept_model is None or request.concepts is None, "give a trained e (concept_model) or concepts, not both"
+    )
     problems.raise_if_any()
+    request.check()
 
-    def job(point: tuple[str, float, str | None, str], own: Mapping[str, Any], more: Mapping[str, Any]) -> SweepJob:
-        name, position, weights, layer = point
-        where = Path(out) / _directory(name)
-        return SweepJob(
-            name, position, model, weights, layer, data, held_out, str(where), {**options, **own}, {**fit, **more}
-        )
+    def job(point: Point, shared: Mapping[str, Any], concepts: Any) -> SweepJob:
+        name, position, model, weights, layer = point
+        own = dataclasses.replace(request, out=Path(request.out or ".") / _directory(name), concepts=concepts)
+        return SweepJob(name, position, model, weights, layer, own, {**common.options, **shared})
 
-    shared: dict[str, Any] = {"autoencoder": autoencoder} if autoencoder is not None else {}
-    if is_given:
-        shared["concepts"] = concepts
+    shared: dict[str, Any] = {} if autoencoder is None else {"autoencoder": autoencoder}
+    if concept_model is not None:
+        shared["concept_model"] = concept_model
     results: list[dict[str, Any]] = []
     rest = list(points)
-    if autoencoder is None or (concepts is not None and not is_given):
+    if autoencoder is None or request.concepts is not None:
         # The first point trains what all share.
-        first = job(rest.pop(0), shared, {} if concepts is None or is_given else {"concepts": concepts})
+        first = job(rest.pop(0), shared, request.concepts)
         results.append(run_job(first))
-        stored = load_bundle(Path(first.out) / "bundle", autoencoder=autoencoder)
+        stored = load_bundle(first.out / "bundle", autoencoder=autoencoder)
         shared = {"autoencoder": stored.autoencoder}
         if stored.concepts is not None:
-            shared["concepts"] = stored.concepts
-    more, failed = _run([job(point, shared, {}) for point in rest], executor)
+            shared["concept_model"] = stored.concepts
+    more, failed = _run([job(point, shared, None) for point in rest], executor)
     if failed:
-        told = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        each = "; ".join(f"{name}: {error}" for name, error in failed.items())
         raise TrainingError(
-            f"{len(failed)} of {len(points)} jobs failed, the others are done and kept; call again to go on. {told}"
+            f"{len(failed)} of {len(points)} jobs failed, the others are done and kept; call again to go on. {each}"
         )
     return SweepResult(tuple(SweepPoint.of(r) for r in [*results, *more]), axis)
 

@@ -15,6 +15,7 @@ from small_parts import SPEC, TINY, network
 from posthoc_inn import sweep as sweep_module
 from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.errors import ConfigError, TrainingError
+from posthoc_inn.fit import FitRequest
 from posthoc_inn.sweep import SweepJob, SweepPoint, SweepResult, layer_sweep, run_job, training_sweep
 
 OPTIONS = {"spec": SPEC, "preset": TINY, "precision": "32"}
@@ -132,7 +133,9 @@ def test_a_job_that_fails_is_named_and_the_others_are_kept(tmp_path, swept):
 
 
 def test_a_job_carries_all_it_needs(tmp_path):
-    job = SweepJob("0", 0.0, network(), None, "0", Few(), Few(train=False), str(tmp_path / "0"), OPTIONS)
+    job = SweepJob(
+        "0", 0.0, network(), None, "0", FitRequest(data=Few(), held_out=Few(train=False), out=tmp_path / "0"), OPTIONS
+    )
     other = pickle.loads(pickle.dumps(job))
     assert other.key() == job.key()
     first = run_job(other)
@@ -169,7 +172,7 @@ def test_the_correlation_with_accuracy_is_pearsons():
 
 def test_the_key_of_a_job_is_made_of_what_was_set(tmp_path):
     def key(**options):
-        return SweepJob("0", 0.0, network(), None, "0", None, None, str(tmp_path), OPTIONS | options).key()
+        return SweepJob("0", 0.0, network(), None, "0", FitRequest(data=None, out=tmp_path), OPTIONS | options).key()
 
     assert key() == key()
     assert key(seed=1) != key()

@@ -15,6 +15,7 @@ from posthoc_inn.analysis.recombination import Recombination, recombine, recombi
 from posthoc_inn.analysis.relevance import ConceptRelevance, ConceptShares, Share, concept_relevance, variance_shares
 from posthoc_inn.analysis.response import FactorResponse, Response, ornstein_uhlenbeck, response
 from posthoc_inn.analysis.response_embedding import ResponseEmbedding, response_embedding
+from posthoc_inn.analysis.results import Result
 from posthoc_inn.analysis.sensitivity import ConceptSensitivity, concept_sensitivity
 from posthoc_inn.analysis.walk_density import WalkDensity, concept_nll, walk_density
 
@@ -39,6 +40,7 @@ __all__ = [
     "Likelihood",
     "Recombination",
     "Response",
+    "Result",
     "ResponseEmbedding",
     "Share",
     "WalkDensity",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -9,11 +11,14 @@ from torch import Tensor
 
 from posthoc_inn import analysis
 from posthoc_inn.concepts import RANDOM, ConceptModel
-from posthoc_inn.errors import DataError
+from posthoc_inn.errors import ConfigError, DataError, Problems
 from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.images import BatchSource
 from posthoc_inn.pipeline import Pipeline
+from posthoc_inn.plugins import get_plugin_manager
 
+E = "e"
+"""What an analysis may need besides t: a trained e."""
 WALKS = 3
 """Concepts that the map of a response shows walks in."""
 
@@ -28,14 +33,64 @@ class Fitted(Protocol):
         """The fitted parts."""
 
     @property
-    def concepts(self) -> ConceptModel:
+    def concept_model(self) -> ConceptModel:
         """The fitted e."""
 
-    def explained_by_invariances(self, data: Any, *, samples: int, seed: int) -> analysis.ExplainedByInvariances:
+    def explained_by_invariances(
+        self, data: Any = None, *, z: Tensor | None = None, samples: int = 10_000, seed: int = 0
+    ) -> analysis.ExplainedByInvariances:
         """MSC eq. 19."""
 
-    def concept_relevance(self, data: Any, *, samples: int, seed: int) -> analysis.ConceptRelevance:
+    def concept_relevance(
+        self, data: Any = None, *, z: Tensor | None = None, samples: int = 10_000, seed: int = 0
+    ) -> analysis.ConceptRelevance:
         """MSC eq. 20."""
+
+
+def needs_of(name: str) -> tuple[str, ...]:
+    """Return what must have been fitted for an analysis.
+
+    Raises:
+        UnknownNameError: There is no such analysis.
+    """
+    return tuple(get_plugin_manager().analyses.get(name).metadata.get("needs") or ())
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Check that an analysis takes these options.
+
+    Raises:
+        ConfigError: It does not.
+        UnknownNameError: There is no such analysis.
+    """
+    known = get_plugin_manager().analyses.get(name).metadata.get("options") or {}
+    problems = Problems(f"analysis {name}")
+    for option in options:
+        problems.check(option in known, f"it has no option {option!r}; it has {', '.join(known) or 'none'}")
+    problems.raise_if_any()
+
+
+def run_analysis(
+    interpreter: Fitted, name: str, data: Any, *, z: Tensor | None, seed: int, options: Mapping[str, Any]
+) -> Any:
+    """Run a registered analysis; see `Interpreter.analyze`.
+
+    Raises:
+        UnknownNameError: There is no such analysis.
+        ConfigError: An option is not the analysis' own; or images and z are both given, or neither, or it takes no z.
+        NotFittedError: What it needs was not fitted.
+    """
+    entry = get_plugin_manager().analyses.get(name)
+    check_options(name, options)
+    if (data is None) == (z is None):
+        raise ConfigError("Give either data (images) or z= (representations of the layer).")
+    _ = interpreter.concept_model if E in needs_of(name) else interpreter.pipeline  # raises where there is none
+    run = entry.factory()
+    if z is None:
+        return run(interpreter, data, seed=seed, **options)
+    if "z" not in inspect.signature(run).parameters:
+        raise ConfigError(f"The analysis {name} needs images; it cannot be made from representations alone.")
+    return run(interpreter, None, z=z, seed=seed, **options)
 
 
 def images_of(data: Any, count: int, *, seed: int, least: int = 2) -> Tensor:
@@ -54,19 +109,19 @@ def _layer(interpreter: Fitted) -> dict[str, Any]:
     return {interpreter.layer or "output": interpreter.pipeline}
 
 
-def explained(interpreter: Fitted, data: Any, *, seed: int, samples: int = 10_000) -> Any:
+def explained(interpreter: Fitted, data: Any, *, seed: int, samples: int = 10_000, z: Tensor | None = None) -> Any:
     """MSC eq. 19."""
-    return interpreter.explained_by_invariances(data, samples=samples, seed=seed)
+    return interpreter.explained_by_invariances(data, z=z, samples=samples, seed=seed)
 
 
-def relevance(interpreter: Fitted, data: Any, *, seed: int, samples: int = 10_000) -> Any:
+def relevance(interpreter: Fitted, data: Any, *, seed: int, samples: int = 10_000, z: Tensor | None = None) -> Any:
     """MSC eq. 20, with the first-order share."""
-    return interpreter.concept_relevance(data, samples=samples, seed=seed)
+    return interpreter.concept_relevance(data, z=z, samples=samples, seed=seed)
 
 
 def edits(interpreter: Fitted, data: Any, *, seed: int, images: int = 200) -> Any:
     """MSC eq. 7: each concept taken from another image."""
-    return analysis.edit_gallery(interpreter.pipeline, interpreter.concepts, images_of(data, images, seed=seed))
+    return analysis.edit_gallery(interpreter.pipeline, interpreter.concept_model, images_of(data, images, seed=seed))
 
 
 def maps(interpreter: Fitted, data: Any, *, seed: int, images: int = 32, samples: int = 32) -> Any:
@@ -93,14 +148,14 @@ def response(interpreter: Fitted, data: Any, *, seed: int, images: int = 60, ste
     """IIN 4.2: walks in one factor, through the decoder."""
     given = images_of(data, images, seed=seed)
     return analysis.response(
-        interpreter.pipeline, interpreter.concepts, given, images=len(given), steps=steps, seed=seed
+        interpreter.pipeline, interpreter.concept_model, given, images=len(given), steps=steps, seed=seed
     )  # fmt: skip
 
 
 def response_map(interpreter: Fitted, data: Any, *, seed: int, images: int = 500, steps: int = 50) -> Any:
     """IIN fig. 10: walks in the first concepts among the latents of images, coloured by the model's prediction."""
     given = images_of(data, images, seed=seed, least=4)
-    pipeline, concepts = interpreter.pipeline, interpreter.concepts
+    pipeline, concepts = interpreter.pipeline, interpreter.concept_model
     output = pipeline.predict(given)
     if not is_classification(output):
         raise DataError(
@@ -116,12 +171,12 @@ def response_map(interpreter: Fitted, data: Any, *, seed: int, images: int = 500
 def sensitivity(interpreter: Fitted, data: Any, *, seed: int, images: int = 200) -> Any:
     """MSC fig. 7, last row: how far an edit moves the representation."""
     latents = interpreter.pipeline.encode(images_of(data, images, seed=seed))[0]
-    return analysis.concept_sensitivity(interpreter.pipeline, interpreter.concepts, latents, seed=seed)
+    return analysis.concept_sensitivity(interpreter.pipeline, interpreter.concept_model, latents, seed=seed)
 
 
 def generative(interpreter: Fitted, data: Any, *, seed: int, images: int = 1000) -> Any:
     """IIN tab. 2: samples of e beside reconstructions, by their Fréchet distance."""
     with torch.no_grad():
         return analysis.generative_quality(
-            interpreter.pipeline, interpreter.concepts, images_of(data, images, seed=seed), seed=seed
+            interpreter.pipeline, interpreter.concept_model, images_of(data, images, seed=seed), seed=seed
         )  # fmt: skip

@@ -101,6 +101,47 @@ def resample(concepts: ConceptModel, x: Tensor, names: Names, n: int, seed: int 
 # ---- directions and walks
 
 
+def edited(
+    concepts: ConceptModel,
+    x: Tensor,
+    names: Names,
+    *,
+    source: Tensor | None = None,
+    value: Tensor | None = None,
+    n: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Return `x` with a concept changed in one of three ways: `swap`, `replace` or `resample`.
+
+    Args:
+        concepts: e.
+        x: Latents (B, D).
+        names: Which concepts.
+        source: Latents to take them from, (B, D) or (1, D).
+        value: What the one concept is set to, (width,) or (B, width).
+        n: Draws from N(0, 1).
+        seed: Of the draws.
+
+    Returns:
+        (B, D), or (B, n, D) for draws.
+
+    Raises:
+        ConfigError: Not exactly one of `source`, `value` and `n` is given.
+    """
+    if sum(given is not None for given in (source, value, n)) != 1:
+        raise ConfigError(
+            "Give exactly one of source= (images to take the concept from), value= (of the factor) and n= (random "
+            "draws)."
+        )
+    if source is not None:
+        return swap(concepts, x, source, names)
+    if value is not None:
+        if not isinstance(names, str):
+            raise ConfigError("value= sets one concept; name one.")
+        return replace(concepts, x, names, value)
+    return resample(concepts, x, names, n or 0, seed)
+
+
 def direction(concepts: ConceptModel, with_x: Tensor, without_x: Tensor, name: str | int | None = None) -> Tensor:
     """Return the mean of e over examples with an attribute minus the mean over examples without it.
 

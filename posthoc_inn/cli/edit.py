@@ -67,7 +67,7 @@ def command(
     problems.raise_if_any()
 
     interpreter, stored = load(bundle, model, weights, device)
-    names = list(interpreter.concepts.factor_names)
+    names = list(interpreter.concept_model.factor_names)
     result = draw(interpreter, stored, list(files), concept, source, count, target, steps, kind, out, seed)
     if as_json:
         click.echo(json.dumps({**result, "concepts": names}, indent=2))

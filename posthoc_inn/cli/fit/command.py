@@ -45,6 +45,8 @@ NOT_OF_THE_RUN = ("out", "resume", "overwrite", "as_json", "quiet", "threads", "
     click.option("--autoencoder-steps", type=click.IntRange(min=1), help="Steps of the autoencoder."),
     click.option("--concept-steps", type=click.IntRange(min=1), help="Steps of e, with --concepts."),
     click.option("--classifier-steps", type=click.IntRange(min=1), help="Steps of the model, with --weights train."),
+    click.option("--image-metric", "image_metrics", metavar="NAME", multiple=True, help="Measure reconstructions by "
+                 "this registered image metric too; can be repeated."),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
     click.option("--precision", type=click.Choice(["auto", "32", "bf16"]), default="auto", show_default=True,

@@ -47,6 +47,7 @@ class FitOptions:
     autoencoder_steps: int | None = None
     concept_steps: int | None = None
     classifier_steps: int | None = None
+    image_metrics: list[str] = field(default_factory=list)
     seed: int = 0
     precision: Precision = "auto"
     out: Path = Path("runs/color-digits")
@@ -170,7 +171,10 @@ def command_line(options: FitOptions) -> str:
         if value == getattr(defaults, name):
             continue
         flag = f"--{name.replace('_', '-')}"
-        if name in ("data_options", "concept_options"):
+        if name == "image_metrics":
+            for metric in value:
+                words += ["--image-metric", metric]
+        elif name in ("data_options", "concept_options"):
             for key, item in value:
                 words += [flag.rstrip("s"), f"{key}={item}"]
         else:

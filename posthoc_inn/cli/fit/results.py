@@ -129,7 +129,7 @@ def _concept_sections(run: Run) -> list[tuple[str, Figure, str]]:
         return []
     relevance = interpreter.relevance_
     some = run.kept.take(EDITED)["images"]
-    gallery = edit_gallery(interpreter.pipeline, interpreter.concepts, some)
+    gallery = edit_gallery(interpreter.pipeline, interpreter.concept_model, some)
     return [
         ("What the layer knows of each concept", relevance.figure(), relevance.caption),
         ("Each concept taken from another image", gallery.figure(), gallery.caption),
@@ -168,7 +168,7 @@ def _settings(run: Run, metrics: Mapping[str, Any]) -> dict[str, Any]:
 def _concept_settings(run: Run) -> dict[str, str]:
     if run.concepts is None:
         return {}
-    concepts = run.interpreter.concepts
+    concepts = run.interpreter.concept_model
     sizes = ", ".join(f"{n} {d}" for n, d in zip(concepts.factor_names, concepts.factor_dims, strict=True))
     config, trained = concepts.flow.config, run.interpreter.fit_config_.concepts.training
     return {

@@ -23,8 +23,8 @@ from posthoc_inn.concepts import as_source
 from posthoc_inn.config import TrainConfig
 from posthoc_inn.errors import DataError, LayerNotFoundError, PosthocInnError
 from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.fit import FitRequest, Plan
 from posthoc_inn.fit.preparing import choose_image_size
-from posthoc_inn.fit.stages import Plan
 from posthoc_inn.images import BatchSource, apply_spec
 from posthoc_inn.interpreter import Interpreter
 from posthoc_inn.plugins import get_plugin_manager
@@ -151,33 +151,39 @@ class Run:
         if self.trains:
             classifier_stage.check_outputs(self.model, self.source, self.device)
 
-    def _fit_arguments(self) -> dict[str, Any]:
+    def _request(self) -> FitRequest:
         options = self.options
-        return {
-            "held_out": self.images.held_out,
-            "draws": self.images.draws,
-            "epochs": options.epochs,
-            "steps": options.steps,
-            "autoencoder_steps": options.autoencoder_steps,
-            "concept_steps": options.concept_steps,
-            "concepts": self.concepts,
-            "held_out_concepts": self.held_out_concepts,
-            "out": options.out,
-        }
+        return FitRequest(
+            data=self.source,
+            held_out=self.kept,
+            draws=self.images.draws,
+            epochs=options.epochs,
+            steps=options.steps,
+            autoencoder_steps=options.autoencoder_steps,
+            concept_steps=options.concept_steps,
+            concepts=self.concepts,
+            held_out_concepts=self.held_out_concepts,
+            image_metrics=tuple(options.image_metrics),
+            out=options.out,
+            resume=options.resume,
+        )
 
     def go(self) -> None:
-        """Tell, train, measure and write."""
+        """Say what will be done, train, measure and write."""
         options = self.options
         self.say(*self._introduction())
-        # Measured before anything is written or removed, so that whatever is wrong is found by now.
-        plan = self.interpreter.plan(self.images.train, **self._fit_arguments())
-        self._tell(plan)
+        # Prepared and timed before anything is written or removed, so that whatever is wrong is found by now.
+        fit = self.interpreter.prepare(self._request(), reporter=self.reporter)
+        self._show(fit.plan())
         if not options.resume:
             self.directory.clear()
             self.directory.begin(options.of_the_run(), precision=self.precision)
-        trained = self._train_classifier() if self.trains else None
+        trained = None
+        if self.trains:
+            trained = self._train_classifier()
+            fit.probe_again()
         accuracy = self._accuracy()
-        self.interpreter.fit(self.images.train, **self._fit_arguments(), resume=options.resume, progress=self.reporter)
+        self.interpreter.learn(fit)
         self._finish(trained, accuracy)
 
     # ---- telling
@@ -216,7 +222,7 @@ class Run:
             f"model        {self.model.name}, {weights}; gets {side}{normalised}",
         ]
 
-    def _tell(self, plan: Plan) -> None:
+    def _show(self, plan: Plan) -> None:
         if self.options.as_json:
             return
         lines = list(plan.lines)

@@ -9,10 +9,11 @@ from small_parts import SPEC, TINY, network
 from torch.utils.data import DataLoader, Subset
 
 from posthoc_inn import Interpreter, untouched
-from posthoc_inn.concept_questions import request
 from posthoc_inn.concepts import AttributeSource, FolderPairs, GivenPairs, SketchSource, StyleTransfer, attributes_of
 from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.errors import ConfigError, DataError, NotFittedError, ShapeError, UnknownNameError
+from posthoc_inn.fit import FitRequest
+from posthoc_inn.fit.preparing import find_concepts
 
 
 class Digits(ColorDigits):
@@ -42,8 +43,8 @@ def images():
 
 
 def test_e_is_fitted_with_the_rest_and_t_works_on_its_factors(fitted):
-    assert fitted.concepts_.names == ("digit", "background", "(random)")
-    assert fitted.flow_.base is fitted.concepts_.flow
+    assert fitted.concept_model_.names == ("digit", "background", "(random)")
+    assert fitted.flow_.base is fitted.concept_model_.flow
     metrics = fitted.metrics_["concepts"]
     assert sum(metrics["sizes"]) == 8
     assert set(metrics["scores"]) == {"digit", "background", "(random)"}
@@ -69,13 +70,13 @@ FORMS = {
 @pytest.mark.parametrize("concepts", FORMS.values(), ids=FORMS)
 def test_concepts_come_in_many_forms(concepts):
     it = interpreter().fit(Digits(), concepts=concepts, evaluate=False)
-    assert it.concepts_.names[-1] == "(random)"
-    assert len(it.concepts_.names) >= 2
+    assert it.concept_model_.names[-1] == "(random)"
+    assert len(it.concept_model_.names) >= 2
 
 
 def test_a_shuffling_loader_is_read_in_order_so_that_images_keep_their_names():
-    it = interpreter().fit(DataLoader(Digits(), batch_size=16, shuffle=True), concepts=["digit"], evaluate=False)
-    cache = it.rows_.train
+    loader = DataLoader(Digits(), batch_size=16, shuffle=True)
+    cache = interpreter().prepare(FitRequest(data=loader, concepts=["digit"])).run().train
     order = cache["image"].rows(torch.arange(len(cache)))
     assert torch.equal(order, torch.arange(180))
 
@@ -83,7 +84,7 @@ def test_a_shuffling_loader_is_read_in_order_so_that_images_keep_their_names():
 def test_labels_go_with_their_rows_whatever_the_order():
     loader = DataLoader(Digits(), batch_size=16, shuffle=True)
     it = interpreter().fit(loader, held_out=Digits(train=False), concepts="labels", evaluate=False)
-    assert it.concepts_.names == ("class", "(random)")
+    assert it.concept_model_.names == ("class", "(random)")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_what_cannot_be_learned_is_refused_before_training(concepts, error, matc
 def test_factors_have_names_and_widths(fitted, images):
     factors = fitted.factors(images)
     assert list(factors) == ["residual", "digit", "background", "(random)"]
-    assert [f.shape[1] for f in factors.values()] == list(fitted.concepts_.factor_dims)
+    assert [f.shape[1] for f in factors.values()] == list(fitted.concept_model_.factor_dims)
 
 
 def test_edits_change_one_factor_and_are_pictures(fitted, images):
@@ -146,7 +147,7 @@ def test_walks_end_where_they_should(fitted, images):
         assert torch.allclose(path[:, 0], ends[0], atol=1e-4)
         assert torch.allclose(path[:, -1], ends[1], atol=1e-4)
     direction = fitted.direction(images[:3], images[3:], concept="digit")
-    part = fitted.concepts_.part("digit")
+    part = fitted.concept_model_.part("digit")
     assert direction[part].abs().sum() > 0
     assert direction.abs().sum() == direction[part].abs().sum()
     along = fitted.walk(images, direction=direction, amounts=[0.0, 1.0])
@@ -177,21 +178,21 @@ def test_e_comes_back_with_the_bundle(fitted, images, tmp_path):
     loaded = Interpreter.load(tmp_path / "run", model=network())
     assert torch.equal(loaded.edit(images, "digit", n=2), fitted.edit(images, "digit", n=2))
     assert torch.equal(loaded.sample(images, n=2), fitted.sample(images, n=2))
-    assert loaded.flow_.base is loaded.concepts_.flow
+    assert loaded.flow_.base is loaded.concept_model_.flow
 
 
 def test_e_can_be_fitted_later_over_latents_or_over_z(images, tmp_path):
     it = interpreter().fit(Digits(), evaluate=False)
     later = it.fit_concepts(Digits(), ["digit"], steps=4)
-    assert it.concepts_ is later.model
+    assert it.concept_model_ is later.model
     over_z = it.fit_concepts(Digits(), ["digit"], space="z", steps=4)
     assert over_z.model.shape == (4, 2, 2)
-    assert it.concepts_ is later.model
+    assert it.concept_model_ is later.model
     z = it.pipeline.features(images)
     assert torch.allclose(over_z.model.inverse(over_z.model.factors(z)), z, atol=1e-3)
     density = it.fit_concepts(Digits(), None, steps=4)
     assert density.model.names == ()
-    assert it.concepts_ is later.model
+    assert it.concept_model_ is later.model
     # t was fitted without e: the bundle keeps both.
     it.save(tmp_path / "run")
     assert Interpreter.load(tmp_path / "run", model=network()).flow_.base is None
@@ -200,12 +201,12 @@ def test_e_can_be_fitted_later_over_latents_or_over_z(images, tmp_path):
 def test_a_trained_e_is_shared_with_another_layer(fitted):
     other = Interpreter(
         network(), "0", spec=SPEC, preset=TINY, precision="32", autoencoder=fitted.autoencoder_,
-        concepts=fitted.concepts_,
+        concept_model=fitted.concept_model_,
     ).fit(Digits(), evaluate=False)  # fmt: skip
-    assert other.flow_.base is fitted.concepts_.flow
+    assert other.flow_.base is fitted.concept_model_.flow
     with pytest.raises(ConfigError, match="needs the trained autoencoder"):
-        interpreter(concepts=fitted.concepts_)
-    with pytest.raises(ConfigError, match="has a trained e already"):
+        interpreter(concept_model=fitted.concept_model_)
+    with pytest.raises(ConfigError, match="give one of the two"):
         other.fit(Digits(), concepts=["digit"])
 
 
@@ -225,7 +226,7 @@ class WithImages:
 
 def test_images_of_a_sources_own_are_encoded_too():
     it = interpreter().fit(Digits(), held_out=Digits(train=False), concepts=WithImages(Digits()), evaluate=False)
-    assert it.concepts_.names == ("bright", "(random)")
+    assert it.concept_model_.names == ("bright", "(random)")
 
 
 def test_a_resumed_fit_with_concepts_ends_the_same(tmp_path):
@@ -274,7 +275,7 @@ def test_two_sketches_become_a_concept():
     painter = StyleTransfer(network(), spec=SPEC, layers=["0", "2"], steps=2, width=4)
     source = SketchSource(data, dark, light, name="tone", stylize=painter, images=12)
     it = interpreter().fit(data, held_out=Digits(train=False), concepts=source, evaluate=False)
-    assert it.concepts_.names == ("tone", "(random)")
+    assert it.concept_model_.names == ("tone", "(random)")
     assert it.edit(data[0][0][None], "tone", n=2).shape == (1, 2, 3, 28, 28)
 
 
@@ -287,7 +288,7 @@ def test_folders_of_pairs_become_concepts(tmp_path):
             Image.fromarray(pixels).save(tmp_path / "stroke" / side / f"{k}.png")
     source = FolderPairs(tmp_path, size=28, data=data)
     it = interpreter().fit(data, held_out=Digits(train=False), concepts=source, evaluate=False)
-    assert it.concepts_.names == ("stroke", "(random)")
+    assert it.concept_model_.names == ("stroke", "(random)")
 
 
 def test_t_can_be_fitted_as_if_there_were_no_concepts():
@@ -314,7 +315,7 @@ def test_held_out_pairs_are_drawn_as_those_of_training_are():
 
     data, held_out = Faces(12), Faces(6)
     source = AttributeSource(attributes_of(data), agree="all")
-    _, _, wanted = request(data, held_out, source, None, seed=0)
+    _, _, wanted = find_concepts(FitRequest(data=data, held_out=held_out, concepts=source), seed=0)
     assert len(wanted.held_out_source) == 6
     assert bool(wanted.held_out_source.pairs(40, seed=0)[2][:, 1:].all())
 

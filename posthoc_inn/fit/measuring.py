@@ -1,0 +1,98 @@
+"""What is measured at the end of a fit, on held-out images, and the few of them that are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posthoc_inn import analysis
+from posthoc_inn.concepts import ConceptModel
+from posthoc_inn.fit.parts import FitResult
+from posthoc_inn.fit.stages import Fit
+
+RELEVANCE_IMAGES = 1000
+"""Held-out images that the concepts' relevance is measured on."""
+EXAMPLES = 100
+"""Held-out images that are kept for the report: as many as its exchange of concepts takes."""
+HISTOGRAM = 1000
+"""Held-out images whose v is kept, for its histogram."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What of the held-out images outlives a fit.
+
+    Attributes:
+        images: The user's tensors, (B, C, H, W).
+        v: Invariances of up to ten times as many images, (N, D), at a draw of the encoder.
+    """
+
+    images: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured.
+
+    Attributes:
+        metrics: Plain data, ready for JSON.
+        relevance: Of the concepts, where there are any.
+        examples: What is kept of the held-out images.
+    """
+
+    metrics: dict[str, Any]
+    relevance: analysis.ConceptRelevance | None
+    examples: Examples
+
+
+@torch.no_grad()
+def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None, *, seed: int) -> Measured:
+    """Measure the parts that a fit has trained.
+
+    Args:
+        fit: The fit, which was run.
+        result: What it returned.
+        concept_model: e, trained in this fit or given.
+        seed: Of all draws.
+    """
+    parts = fit.parts
+    pipeline = parts.pipeline()
+    metrics = analysis.measure(
+        pipeline, result.train, result.held_out, result.flow_history, result.autoencoder_history, seed=seed
+    )
+    relevance = None
+    if concept_model is not None and concept_model.space == "z_bar":
+        z = result.held_out["z"].rows(torch.arange(min(len(result.held_out), RELEVANCE_IMAGES)))
+        relevance = analysis.concept_relevance(pipeline, concept_model, z, seed=seed)
+        metrics["concepts"] = {
+            "names": list(concept_model.names),
+            "sizes": list(concept_model.factor_dims),
+            "relevance": relevance.to_dict(),
+        }
+        if result.concepts is not None:
+            metrics["concepts"]["scores"] = result.concepts.scores
+    if result.concepts is not None:
+        metrics["training"]["e"] = result.concepts.history.to_dict()
+    metrics |= {
+        "layer": parts.extractor.layer,
+        "z_shape": list(parts.probe.z_shape),
+        "is_cut": parts.probe.is_cut,
+        "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
+        "threads": dict(result.threads),
+        "fit": parts.config.to_dict(),
+    }
+    return Measured(metrics, relevance, _examples(fit, result, seed))
+
+
+def _examples(fit: Fit, result: FitResult, seed: int) -> Examples:
+    rows = result.held_out
+    index = torch.arange(min(len(rows), HISTOGRAM))
+    mean, std = rows["mean"].rows(index), rows["std"].rows(index)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
+    pipeline = fit.parts.pipeline()
+    v, _ = pipeline.invariances(mean + std * noise, pipeline.context(rows["z"].rows(index)))
+    return Examples(fit.parts.held_out.first(EXAMPLES), v.cpu())

@@ -1,0 +1,119 @@
+"""What a fit works with once everything is opened: sources, model, autoencoder, t, and where they run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from posthoc_inn.autoencoders import Autoencoder
+from posthoc_inn.concepts import ConceptModel
+from posthoc_inn.config import ConditionerConfig, FitConfig
+from posthoc_inn.features import LayerExtractor, Probe
+from posthoc_inn.fit.concepts import ConceptFit, ConceptRequest
+from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
+from posthoc_inn.images import BatchSource, InputAdapter
+from posthoc_inn.pipeline import Pipeline
+from posthoc_inn.rows.cache import Cache
+from posthoc_inn.training import History
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a fit works with.
+
+    Attributes:
+        extractor: Φ and Ψ.
+        adapter: Between the user's tensors, pictures and model inputs.
+        probe: What one batch told of the layer.
+        autoencoder: E and D.
+        autoencoder_is_fitted: Whether they need no training.
+        flow: t.
+        config: Sizes and steps.
+        data: Training images.
+        held_out: Held-out images.
+        device: Where everything runs.
+        precision: Of the matrix products in training.
+        concepts: What e is to learn; None for no e.
+    """
+
+    extractor: LayerExtractor
+    adapter: InputAdapter
+    probe: Probe
+    autoencoder: Autoencoder
+    autoencoder_is_fitted: bool
+    flow: ConditionalFlow
+    config: FitConfig
+    data: BatchSource
+    held_out: BatchSource
+    device: torch.device
+    precision: Literal["32", "bf16"]
+    concepts: ConceptRequest | None
+
+    @property
+    def learns_concepts(self) -> bool:
+        """Whether t will work on an e that this fit trains."""
+        return self.config.flow_on_concepts and self.concepts is not None and self.concepts.space == "z_bar"
+
+    def interaction_weight(self, flow: ConditionalFlow) -> float:
+        """Return the weight of the interaction in t's loss: none where `flow` does not work on e's factors."""
+        return self.config.interaction_weight if flow.base is not None else 0.0
+
+    def set_precision(self, flow: ConditionalFlow) -> None:
+        """Let t compute in the precision of the fit, in place; not e, whose rounding t could do nothing about."""
+        for part in (flow.flow, flow.conditioner):
+            set_compute_dtype(part, torch.bfloat16 if self.precision == "bf16" else None)
+
+    def pipeline(self) -> Pipeline:
+        """Return the parts joined."""
+        return Pipeline(self.extractor, self.adapter, self.autoencoder, self.flow, self.device)
+
+
+@dataclass
+class FitResult:
+    """What a fit leaves behind.
+
+    Attributes:
+        autoencoder: E and D.
+        flow: t.
+        train: Cached training rows.
+        held_out: Cached held-out rows.
+        autoencoder_history: None when the autoencoder was given.
+        flow_history: Curve of t.
+        concepts: e, its curve and the concepts' scores, where there are concepts.
+        seconds: Seconds of each stage.
+        threads: CPU threads of each stage.
+    """
+
+    autoencoder: Autoencoder
+    flow: ConditionalFlow
+    train: Cache
+    held_out: Cache
+    autoencoder_history: History | None
+    flow_history: History
+    concepts: ConceptFit | None
+    seconds: dict[str, float]
+    threads: dict[str, int]
+
+
+def make_flow(config: FitConfig, z_shape: tuple[int, ...], concept_model: ConceptModel | None) -> ConditionalFlow:
+    """Return an untrained t for z of shape (B, *z_shape), on the factors of a trained e where there is one."""
+    conditioner = ConditionerConfig(
+        z_shape=z_shape,
+        context_dim=config.context_dim,
+        width=config.conditioner_width,
+        depth=config.conditioner_depth,
+        dropout=config.flow.dropout,
+        seed=config.flow.seed,
+    )
+    flow = ConditionalFlow(config.flow, conditioner)
+    if concept_model is not None and config.flow_on_concepts:
+        flow.set_base(concept_model.flow)
+    return flow
+
+
+def checkpoint_of(directory: Path | None, stage: str) -> Path | None:
+    """Return the file of a stage's checkpoints in a run's directory."""
+    return None if directory is None else directory / "checkpoints" / f"{stage}.safetensors"

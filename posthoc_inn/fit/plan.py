@@ -1,0 +1,264 @@
+"""What a fit is about to do, and how long it will take: a few steps of each stage, timed on copies of its parts."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from posthoc_inn.autoencoders import TrainableAutoencoder
+from posthoc_inn.fit.concepts import build_factor_flow
+from posthoc_inn.fit.parts import Parts
+from posthoc_inn.flows import set_compute_dtype
+from posthoc_inn.rows.reader import RowReader
+from posthoc_inn.training.factors import FactorLoss
+from posthoc_inn.training.precision import fabric_for
+from posthoc_inn.training.tasks import AutoencoderLoss, FlowLoss
+from posthoc_inn.training.threads import MIN_IMAGES, MIN_STEPS, fastest, thread_counts, time_threads, using_threads
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fit is about to do.
+
+    Attributes:
+        lines: In words, a line each.
+        seconds: Estimated time of each stage, from a few steps measured on this machine.
+        memory: Estimated bytes in memory, those held already included; the rows that the system keeps of files on disk
+            are not.
+        threads: CPU threads that each stage is fastest with at the moment.
+    """
+
+    lines: tuple[str, ...]
+    seconds: dict[str, float]
+    memory: int
+    threads: dict[str, int] = field(default_factory=dict)
+
+
+class Paces:
+    """Seconds of a step of each stage, and the number of threads that it is fastest with.
+
+    Args:
+        parts: What the steps work with; they are copied, and stay as they are.
+        reader: Reads images.
+        images: Images that are going to be read; 0 where their number is not known.
+        threads: Stage -> threads, where they are settled already; what is found is added.
+    """
+
+    def __init__(self, parts: Parts, reader: RowReader, images: int, threads: dict[str, int]) -> None:
+        self.parts, self.reader, self.images, self.threads = parts, reader, images, threads
+
+    def settle(self, stage: str, z: Tensor | None = None) -> None:
+        """Settle on the number of threads of a stage that is long enough, unless that is done.
+
+        Args:
+            stage: "features", "autoencoder", "latents" (which are too short to be timed), "e" or "t".
+            z: For t: some features, (B, *z_shape).
+        """
+        if stage in self.threads or stage == "latents":
+            return
+        if stage == "features":
+            if self.images >= MIN_IMAGES:
+                few = self.parts.data.first(16)
+                self._measure(stage, lambda: self.reader.row(few), self.images)
+        elif self.steps(stage) >= MIN_STEPS:
+            self.seconds_of(stage, z)
+
+    def seconds_of(self, stage: str, z: Tensor | None = None) -> float:
+        """Return the estimated seconds of a stage of training; see `settle` for the arguments."""
+        steps = self.steps(stage)
+        if stage == "autoencoder":
+            step = autoencoder_step(self.parts)
+        elif stage == "e":
+            step = concept_step(self.parts)
+        else:
+            step = flow_step(self.parts, cast(Tensor, z))
+        return steps * self._measure(stage, step, steps)
+
+    def steps(self, stage: str) -> int:
+        """Return the steps of a stage of training."""
+        config = self.parts.config
+        by_stage = {
+            "autoencoder": config.autoencoder_training,
+            "e": config.concepts.training,
+            "t": config.flow_training,
+        }
+        return by_stage[stage].steps
+
+    def _measure(self, stage: str, step: Callable[[], object], steps: int) -> float:
+        """Return the seconds of a step, and settle on the number of threads of `stage`."""
+        most = torch.get_num_threads()
+        if stage in self.threads or self.parts.device.type != "cpu" or steps < MIN_STEPS:
+            with using_threads(self.threads.setdefault(stage, most)):
+                return _time(step, self.parts.device)
+        seconds = time_threads(step, thread_counts(most))
+        self.threads[stage] = fastest(seconds)
+        return seconds[self.threads[stage]]
+
+
+def make_plan(parts: Parts, paces: Paces, draws: int) -> Plan:
+    """Time a few steps of each stage on this machine, and say what will be done."""
+    reader = paces.reader
+    batch = next(iter(parts.data.batches()))["images"]
+    started = time.perf_counter()
+    row = reader.row(batch)
+    per_image = (time.perf_counter() - started) / len(batch)
+    paces.settle("features")
+    known = parts.data.length
+    rows = None if known is None else known * draws
+    row_bytes = sum(v.nbytes for v in row.values()) // len(batch) + 8 * parts.config.latent_dim
+    seconds = {"features": 0.0 if rows is None else per_image * rows}
+    if not parts.autoencoder_is_fitted:
+        seconds["autoencoder"] = paces.seconds_of("autoencoder")
+    if parts.concepts is not None and parts.concepts.space == "z_bar":
+        seconds["e"] = paces.seconds_of("e")
+    seconds["t"] = paces.seconds_of("t", row["z"])
+    cached = 0  # mapped from disk
+    if reader.out is None:
+        cached = reader.budget if rows is None else min(reader.budget, rows * row_bytes)
+    parameters = sum(p.numel() for m in (parts.autoencoder, parts.flow) for p in m.parameters())
+    # Weights, gradients, two moments, the best weights and their copies for timing, besides what is there already.
+    memory = resident() + cached + parameters * 4 * 6
+    on_disk = ""
+    if rows is not None:
+        on_disk = f"; {rows * row_bytes / 2**30:.1f} GiB of cached rows"
+        on_disk += " on disk while it runs" if reader.out is not None else ""
+    lines = (
+        f"layer        {parts.extractor.layer}: z has shape {'×'.join(map(str, row['z'].shape[1:]))}",
+        "images       "
+        + ("an unknown number of" if known is None else f"{known:,}")
+        + (f" × {draws} draws" if draws > 1 else "")
+        + on_disk,
+        *_described(parts),
+        f"machine      {parts.device}, {_threads(paces.threads)}, precision {parts.precision}",
+        f"estimated    {sum(seconds.values()) / 60:.1f} minutes, {memory / 2**30:.1f} GiB of memory",
+    )
+    return Plan(lines, seconds, memory, dict(paces.threads))
+
+
+def _described(parts: Parts) -> list[str]:
+    """Return a line each on autoencoder, e and t."""
+    config, adapter = parts.config, parts.adapter
+    training = config.autoencoder_training
+    how = " (given, already trained)" if parts.autoencoder_is_fitted else f", {training.steps:,} steps"
+    lines = [
+        f"autoencoder  {parts.autoencoder.config.kind}, {adapter.image_size} px, {adapter.channels} channels, "
+        f"latent {config.latent_dim}{how}"
+    ]
+    if parts.concepts is not None:
+        names = ", ".join(getattr(parts.concepts.source, "names", None) or ("those of the labels",))
+        lines.append(
+            f"e            {names}: {config.concepts.blocks} blocks of width {config.concepts.width}, "
+            f"{config.concepts.training.steps:,} steps of {config.concepts.training.batch_size} pairs"
+        )
+    lines.append(
+        f"t            preset {config.preset}: {config.flow.blocks} blocks of width {config.flow.width}, "
+        f"{sum(p.numel() for p in parts.flow.parameters()) / 1e6:.1f} M parameters, "
+        f"{config.flow_training.steps:,} steps of {config.flow_training.batch_size}"
+    )
+    return lines
+
+
+def _threads(threads: dict[str, int]) -> str:
+    most = torch.get_num_threads()
+    fewer = [f"{count} for {name}" for name, count in threads.items() if count < most]
+    return f"{most} thread{'s' * (most > 1)}" + (f" ({', '.join(fewer)}: faster so now)" if fewer else "")
+
+
+# ---- a training step of each stage, on copies
+
+
+def autoencoder_step(parts: Parts) -> Callable[[], None]:
+    """Return a function that takes one training step of a copy of the autoencoder."""
+    adapter = parts.adapter
+    loss = AutoencoderLoss(cast(TrainableAutoencoder, copy.deepcopy(parts.autoencoder))).train()
+    size = parts.config.autoencoder_training.batch_size
+    images = torch.zeros(size, adapter.channels, adapter.image_size, adapter.image_size, dtype=torch.uint8)
+    images.random_(0, 256, generator=torch.Generator().manual_seed(0))
+    noise = torch.zeros(size, parts.config.latent_dim)
+    fabric = fabric_for(parts.device, parts.precision)
+    module, optimizer = fabric.setup(loss, torch.optim.Adam(loss.parameters(), fused=True))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        fabric.backward(module(images.to(parts.device), noise.to(parts.device)))
+        optimizer.step()
+
+    return step
+
+
+def concept_step(parts: Parts) -> Callable[[], None]:
+    """Return a function that takes one training step of an e of the size that is to be fitted."""
+    config, dim = parts.config.concepts, parts.config.latent_dim
+    flow = build_factor_flow(config, (dim - 1, 1), parts.config.flow.seed).to(parts.device)
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, config.training.batch_size, dim, generator=generator).to(parts.device)
+    flow.initialize(a)
+    set_compute_dtype(flow, torch.bfloat16 if parts.precision == "bf16" else None)
+    loss = FactorLoss(flow, config.rho).train()
+    optimizer = torch.optim.Adam(loss.parameters(), fused=True)
+    shared = torch.tensor([False, True], device=parts.device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(a, b, shared).backward()
+        optimizer.step()
+
+    return step
+
+
+def flow_step(parts: Parts, z: Tensor) -> Callable[[], None]:
+    """Return a function that takes one training step of a copy of t, for features z (B, *z_shape)."""
+    flow = copy.deepcopy(parts.flow)
+    size = parts.config.flow_training.batch_size
+    z = z.float().repeat(-(-size // len(z)), *([1] * (z.ndim - 1)))[:size].to(parts.device)
+    flow.conditioner.fit_standardization([z])
+    latents = torch.randn(size, parts.config.latent_dim, generator=torch.Generator().manual_seed(0)).to(parts.device)
+    flow.initialize(latents, z)
+    if flow.base is None and parts.learns_concepts:
+        # e is not trained yet; it takes as long untrained.
+        base = build_factor_flow(parts.config.concepts, (latents.shape[1] - 1, 1), 0).to(parts.device)
+        base.initialize(latents)
+        flow.set_base(base)
+    parts.set_precision(flow)
+    loss = FlowLoss(flow, parts.interaction_weight(flow)).train()
+    optimizer = torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], fused=True)
+    v = None
+    if flow.base is not None:
+        drawn = torch.randn(2, max(1, size // 4), latents.shape[1], generator=torch.Generator().manual_seed(1))
+        v = drawn.to(parts.device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(z, latents, torch.ones_like(latents), torch.zeros_like(latents), v).backward()
+        optimizer.step()
+
+    return step
+
+
+def resident() -> int:
+    """Return the most memory this process has held so far, in bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _time(step: Callable[[], object], device: torch.device) -> float:
+    """Return the shorter of two steps after a warm-up, in seconds."""
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
