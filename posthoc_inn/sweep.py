@@ -25,14 +25,18 @@ from posthoc_inn.bundle import load_bundle
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import Config
 from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, TrainingError
+from posthoc_inn.features import LayerExtractor
 from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.files import replace_file
 from posthoc_inn.fit import FitRequest
 from posthoc_inn.images import BatchSource
 from posthoc_inn.interpreter import Interpreter
+from posthoc_inn.progress import Reporter
 from posthoc_inn.weights import fingerprint, load_weights
 
 RESULT = "result.json"
+EXTRACTOR = ("output", "call", "tokens", "prediction")
+"""Options of `Interpreter` that say what of a layer is looked at."""
 
 
 class Executor(Protocol):
@@ -96,8 +100,12 @@ def _settled(value: Any) -> Any:
     return repr(value)
 
 
-def run_job(job: SweepJob) -> dict[str, Any]:
+def run_job(job: SweepJob, reporter: Reporter | None = None) -> dict[str, Any]:
     """Fit t at one point, measure, and leave result and bundle in the job's directory; read them if they are there.
+
+    Args:
+        job: The point.
+        reporter: Shows how far it is; silent by default.
 
     Raises:
         PosthocInnError: The fit fails; started again, it goes on.
@@ -113,7 +121,7 @@ def run_job(job: SweepJob) -> dict[str, Any]:
     model.eval()
     interpreter = Interpreter(model, job.layer, **job.options)
     request = dataclasses.replace(request, resume=(out / "checkpoints").is_dir())
-    interpreter.learn(interpreter.prepare(request))
+    interpreter.learn(interpreter.prepare(request, reporter=reporter))
     interpreter.save(out / "bundle", overwrite=True)
     metrics = interpreter.metrics_
     result = {
@@ -163,8 +171,8 @@ def accuracy(interpreter: Interpreter, held_out: Any, *, limit: int = 10_000) ->
     return hits / max(1, count)
 
 
-Point = tuple[str, float, nn.Module, str | None, str]
-"""Name, position, model, file of its weights, and layer."""
+Point = tuple[str, float, nn.Module, str | None, str, Mapping[str, Any]]
+"""Name, position, model, file of its weights, layer, and what `Interpreter` is made with for this point alone."""
 
 
 def layer_sweep(
@@ -178,6 +186,7 @@ def layer_sweep(
     autoencoder: nn.Module | None = None,
     concept_model: ConceptModel | None = None,
     executor: Executor | None = None,
+    reporter: Reporter | None = None,
     fit: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> SweepResult:
@@ -193,6 +202,7 @@ def layer_sweep(
         autoencoder: A trained one; fitted with the first layer by default.
         concept_model: A trained e over that autoencoder's latents, instead of `concepts`.
         executor: Runs the jobs after the first; in this process by default. Model, data and options are pickled.
+        reporter: Shows how far a job in this process is; silent by default.
         fit: What `Interpreter.fit` is called with besides (steps, draws, ...).
         options: What `Interpreter` is made with besides (spec, preset, seed, ...).
 
@@ -200,9 +210,9 @@ def layer_sweep(
         ConfigError: Arguments do not fit together.
         TrainingError: Some of the jobs failed; the message names them. The others are done.
     """
-    points: list[Point] = [(layer, float(k), model, None, layer) for k, layer in enumerate(layers)]
+    points: list[Point] = [(layer, float(k), model, None, layer, {}) for k, layer in enumerate(layers)]
     request = _request(data, fit or {}, out=out, held_out=held_out, concepts=concepts)
-    return _sweep(points, "layer", request, _Shared(autoencoder, concept_model, options), executor)
+    return _sweep(points, "layer", request, _Shared(autoencoder, concept_model, options, reporter), executor)
 
 
 def training_sweep(
@@ -217,6 +227,7 @@ def training_sweep(
     autoencoder: nn.Module | None = None,
     concept_model: ConceptModel | None = None,
     executor: Executor | None = None,
+    reporter: Reporter | None = None,
     fit: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> SweepResult:
@@ -233,6 +244,7 @@ def training_sweep(
         autoencoder: See there.
         concept_model: See there.
         executor: See there.
+        reporter: See there.
         fit: See there.
         options: See there.
 
@@ -246,14 +258,14 @@ def training_sweep(
             f"There is no checkpoint {missing[0]}" + (f", nor {len(missing) - 1} more." * (len(missing) > 1))
         )
     points: list[Point] = [
-        (f"{step:g}", float(step), model, str(path), layer) for step, path in sorted(checkpoints.items())
+        (f"{step:g}", float(step), model, str(path), layer, {}) for step, path in sorted(checkpoints.items())
     ]
     request = _request(data, fit or {}, out=out, held_out=held_out, concepts=concepts)
-    return _sweep(points, "training step", request, _Shared(autoencoder, concept_model, options), executor)
+    return _sweep(points, "training step", request, _Shared(autoencoder, concept_model, options, reporter), executor)
 
 
 def model_sweep(
-    models: Mapping[str, tuple[nn.Module, str]],
+    models: Mapping[str, tuple[nn.Module, str] | tuple[nn.Module, str, Mapping[str, Any]]],
     data: Any,
     *,
     out: str | Path,
@@ -262,13 +274,14 @@ def model_sweep(
     autoencoder: nn.Module | None = None,
     concept_model: ConceptModel | None = None,
     executor: Executor | None = None,
+    reporter: Reporter | None = None,
     fit: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> SweepResult:
     """Fit t for several models on the same images, with one autoencoder and one e for all.
 
     Args:
-        models: Name -> the trained model and its layer.
+        models: Name -> the trained model, its layer, and what `Interpreter` is made with for it alone (its spec).
         data: As in `layer_sweep`, like all that follows.
         out: See there.
         held_out: See there.
@@ -276,18 +289,20 @@ def model_sweep(
         autoencoder: See there.
         concept_model: See there.
         executor: See there.
+        reporter: See there.
         fit: See there.
-        options: See there; all models get their images alike.
+        options: See there, for all models.
 
     Raises:
         ConfigError: Arguments do not fit together.
         TrainingError: Some of the jobs failed.
     """
     points: list[Point] = [
-        (name, float(k), model, None, layer) for k, (name, (model, layer)) in enumerate(models.items())
+        (name, float(k), given[0], None, given[1], given[2] if len(given) == 3 else {})
+        for k, (name, given) in enumerate(models.items())
     ]
     request = _request(data, fit or {}, out=out, held_out=held_out, concepts=concepts)
-    return _sweep(points, "model", request, _Shared(autoencoder, concept_model, options), executor)
+    return _sweep(points, "model", request, _Shared(autoencoder, concept_model, options, reporter), executor)
 
 
 def _request(data: Any, fit: Mapping[str, Any], **own: Any) -> FitRequest:
@@ -305,6 +320,7 @@ class _Shared:
     autoencoder: nn.Module | None
     concept_model: ConceptModel | None
     options: Mapping[str, Any]
+    reporter: Reporter | None
 
 
 def _sweep(
@@ -323,11 +339,14 @@ def _sweep(
     )
     problems.raise_if_any()
     request.check()
+    for _, _, model, _, layer, alone in points:
+        # A misspelt layer is found before hours of fits at the others.
+        LayerExtractor(model, layer, **{k: v for k, v in {**common.options, **alone}.items() if k in EXTRACTOR})
 
     def job(point: Point, shared: Mapping[str, Any], concepts: Any) -> SweepJob:
-        name, position, model, weights, layer = point
+        name, position, model, weights, layer, alone = point
         own = dataclasses.replace(request, out=Path(request.out or ".") / _directory(name), concepts=concepts)
-        return SweepJob(name, position, model, weights, layer, own, {**common.options, **shared})
+        return SweepJob(name, position, model, weights, layer, own, {**common.options, **alone, **shared})
 
     shared: dict[str, Any] = {} if autoencoder is None else {"autoencoder": autoencoder}
     if concept_model is not None:
@@ -337,12 +356,12 @@ def _sweep(
     if autoencoder is None or request.concepts is not None:
         # The first point trains what all share.
         first = job(rest.pop(0), shared, request.concepts)
-        results.append(run_job(first))
+        results.append(run_job(first, _named(common.reporter, first)))
         stored = load_bundle(first.out / "bundle", autoencoder=autoencoder)
         shared = {"autoencoder": stored.autoencoder}
         if stored.concepts is not None:
             shared["concept_model"] = stored.concepts
-    more, failed = _run([job(point, shared, None) for point in rest], executor)
+    more, failed = _run([job(point, shared, None) for point in rest], executor, common.reporter)
     if failed:
         each = "; ".join(f"{name}: {error}" for name, error in failed.items())
         raise TrainingError(
@@ -351,13 +370,23 @@ def _sweep(
     return SweepResult(tuple(SweepPoint.of(r) for r in [*results, *more]), axis)
 
 
-def _run(jobs: Sequence[SweepJob], executor: Executor | None) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _named(reporter: Reporter | None, job: SweepJob) -> Reporter | None:
+    """Note which point comes now."""
+    if reporter is not None:
+        reporter.note(f"--- {job.name}")
+    return reporter
+
+
+def _run(
+    jobs: Sequence[SweepJob], executor: Executor | None, reporter: Reporter | None
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Run jobs, all of them whatever happens to one; return results, and what failed."""
     futures = None if executor is None else [executor.submit(run_job, job) for job in jobs]
     results, failed = [], {}
     for k, job in enumerate(jobs):
         try:
-            results.append(run_job(job) if futures is None else futures[k].result())
+            done = run_job(job, _named(reporter, job)) if futures is None else futures[k].result()
+            results.append(done)
         except PosthocInnError as error:
             failed[job.name] = str(error)
         except Exception as error:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from posthoc_inn.cli.bundles import bundle_of, bundle_options, load, side_of
 from posthoc_inn.cli.options import KeyValue
 from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, UnknownNameError
+
+if TYPE_CHECKING:
+    from posthoc_inn.interpreter import Interpreter
+    from posthoc_inn.plugins import PluginManager
+    from posthoc_inn.report.analyses import AnalysisSection
 
 
 @click.command("analyze")
@@ -65,6 +70,7 @@ def command(
     problems.raise_if_any()
 
     from posthoc_inn import __version__
+    from posthoc_inn.analysis.by_name import needs_of
     from posthoc_inn.report.analyses import write_analyses
 
     where = bundle_of(bundle)
@@ -73,20 +79,20 @@ def command(
     if list_only:
         _list(manager, has, as_json)
         return
-    wanted = list(names) or [n for n in manager.analyses.names() if set(_needs(manager, n)) <= has]
+    wanted = list(names) or [n for n in manager.analyses.names() if set(needs_of(n)) <= has]
     for name in wanted:
-        missing = sorted(set(_needs(manager, name)) - has)
+        missing = sorted(set(needs_of(name)) - has)
         if missing:
             raise ConfigError(
                 f"The analysis {name} needs {' and '.join(missing)}, which this bundle lacks: fit with --concepts."
             )
-    settings = _settings(own, wanted, manager)
+    settings = _settings(own, wanted)
     images = _images(str(data), data_dir, dict(data_options), stored, seed)
     sections = []
     for name in wanted:
         if not as_json:
             click.echo(f"{name} ...", err=True)
-        sections.append(_run(manager, name, interpreter, images, seed, settings.get(name, {}), is_asked=bool(names)))
+        sections.append(_run(interpreter, name, images, seed, settings.get(name, {}), is_asked=bool(names)))
     target = out or where.parent / "analysis"
     lead = [f"Layer {stored.extractor['layer']} of {stored.model_class}; bundle {where}; images: {data}."]
     page, plain = write_analyses(f"What {stored.extractor['layer']} knows", lead, sections, target, __version__)
@@ -98,19 +104,17 @@ def command(
         click.echo(f"report    {page}   (open it in a browser)\nfigures   {plain}")
 
 
-def _needs(manager: Any, name: str) -> tuple[str, ...]:
-    return tuple(manager.analyses.get(name).metadata.get("needs") or ())
+def _list(manager: PluginManager, has: set[str], as_json: bool) -> None:
+    from posthoc_inn.analysis.by_name import needs_of
 
-
-def _list(manager: Any, has: set[str], as_json: bool) -> None:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in manager.analyses.names():
         metadata = manager.analyses.get(name).metadata
         rows.append(
             {
                 "name": name,
                 "description": metadata.get("description") or "",
-                "allowed": set(_needs(manager, name)) <= has,
+                "allowed": set(needs_of(name)) <= has,
                 "options": dict(metadata.get("options") or {}),
             }
         )
@@ -119,20 +123,21 @@ def _list(manager: Any, has: set[str], as_json: bool) -> None:
         return
     for row in rows:
         click.echo(f"{row['name']:28} {'' if row['allowed'] else '(needs --concepts) '}{row['description']}")
-        for key, told in row["options"].items():
-            click.echo(f"{'':30}{row['name']}.{key}: {told}")
+        for key, text in row["options"].items():
+            click.echo(f"{'':30}{row['name']}.{key}: {text}")
 
 
-def _settings(own: tuple[tuple[str, Any], ...], wanted: list[str], manager: Any) -> dict[str, dict[str, Any]]:
+def _settings(own: tuple[tuple[str, Any], ...], wanted: list[str]) -> dict[str, dict[str, Any]]:
+    from posthoc_inn.analysis.by_name import check_options
+
     found: dict[str, dict[str, Any]] = {}
     for key, value in own:
         name, dot, option = key.rpartition(".")
         if not dot or name not in wanted:
             raise ConfigError(f"--option takes ANALYSIS.KEY=VALUE of an analysis that is run, got {key!r}.")
-        known = manager.analyses.get(name).metadata.get("options") or {}
-        if option not in known:
-            raise ConfigError(f"The analysis {name} has no option {option!r}; it has {', '.join(known) or 'none'}.")
         found.setdefault(name, {})[option] = value
+    for name, options in found.items():
+        check_options(name, options)
     return found
 
 
@@ -157,15 +162,15 @@ def _images(name: str, root: str | None, given: dict[str, Any], stored: Any, see
 
 
 def _run(
-    manager: Any, name: str, interpreter: Any, images: Any, seed: int, settings: dict[str, Any], *, is_asked: bool
-) -> Any:
-    """Run one analysis; a problem of one that was not asked for by name is told in its section."""
+    interpreter: Interpreter, name: str, images: Any, seed: int, settings: dict[str, Any], *, is_asked: bool
+) -> AnalysisSection:
+    """Run one analysis; a problem of one that was not asked for by name goes into its section."""
     from posthoc_inn.report.analyses import AnalysisSection, section_of
 
     title = name.replace("-", " ").capitalize()
     started = time.perf_counter()
     try:
-        result = manager.analyses.get(name).factory()(interpreter, images, seed=seed, **settings)
+        result = interpreter.analyze(name, images, seed=seed, **settings)
         return section_of(title, result, time.perf_counter() - started)
     except PosthocInnError as error:
         if is_asked:

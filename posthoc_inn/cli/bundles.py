@@ -28,15 +28,19 @@ def bundle_of(path: Path) -> Path:
 def bundle_options(command: Any) -> Any:
     """Add the options of every command that asks a fitted bundle."""
     return options(
-        click.option("--bundle", type=click.Path(path_type=Path), required=True, help="What fit wrote: a bundle, or a "
-                     "run."),
-        click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="Your own model, when the bundle was fitted to "
-                     "one: a bundle never names code to import."),
+        click.option(
+            "--bundle", type=click.Path(path_type=Path), required=True, help="What fit wrote: a bundle, or a run."
+        ),
+        click.option(
+            "--model",
+            metavar="PACKAGE.MODULE:FACTORY",
+            help="Your own model, when the bundle was fitted to one: a bundle never names code to import.",
+        ),
         click.option("--weights", metavar="FILE|NAME", help="The model's weights, when the bundle does not hold them."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-    )(command)  # fmt: skip
+    )(command)
 
 
 def load(path: Path, model: str | None, weights: str | None, device: str) -> tuple[Interpreter, Bundle]:

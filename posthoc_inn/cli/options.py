@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from posthoc_inn.config import preset_names
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEVICES = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
@@ -101,18 +103,105 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
 def model_options(*, with_weights_help: str) -> Callable[[F], F]:
     """Return the options that choose the model to be explained."""
     return options(
-        click.option("--backbone", metavar="NAME", help="A registered network: squeezenet1_1, timm:NAME, ... "
-                     "(`posthoc-inn plugins` lists them)."),
-        click.option("--model", metavar="PACKAGE.MODULE:FACTORY", help="Your own: a function (or class) without "
-                     "arguments that returns a torch.nn.Module; imported from the current directory too."),
+        click.option(
+            "--backbone",
+            metavar="NAME",
+            help="A registered network: squeezenet1_1, timm:NAME, ... (`posthoc-inn plugins` lists them).",
+        ),
+        click.option(
+            "--model",
+            metavar="PACKAGE.MODULE:FACTORY",
+            help="Your own: a function (or class) without "
+            "arguments that returns a torch.nn.Module; imported from the current directory too.",
+        ),
         click.option("--weights", metavar="FILE|NAME", help=with_weights_help),
-        click.option("--num-classes", type=click.IntRange(min=1), help="Outputs of the backbone, where they cannot be "
-                     "told from weights or data."),
-        click.option("--input-size", type=click.IntRange(min=1), metavar="PIXELS", help="Height and width at which the "
-                     "model gets its images; the backbone's own unless given."),
+        click.option(
+            "--num-classes",
+            type=click.IntRange(min=1),
+            help="Outputs of the backbone, where they cannot be told from weights or data.",
+        ),
+        click.option(
+            "--input-size",
+            type=click.IntRange(min=1),
+            metavar="PIXELS",
+            help="Height and width at which the model gets its images; the backbone's own unless given.",
+        ),
         click.option("--mean", type=Floats(), help="Mean the model's images are normalised with, in units of [0, 1]."),
         click.option("--std", type=Floats(), help="Deviation they are normalised with."),
-    )  # fmt: skip
+    )
+
+
+def data_options(command: F) -> F:
+    """Add the options that choose images and concepts."""
+    return options(
+        click.option("--data", metavar="NAME|FOLDER", help="A registered data set, or a folder of images."),
+        click.option("--data-dir", type=click.Path(), help="Directory the data set is read from."),
+        click.option(
+            "--data-option",
+            "data_options",
+            type=KeyValue(),
+            multiple=True,
+            help="An option of the data set; can be repeated.",
+        ),
+        click.option(
+            "--held-out",
+            metavar="SHARE|FOLDER",
+            help="For a folder: the share kept aside (0.1), or a folder of other images.",
+        ),
+        click.option(
+            "--concepts",
+            metavar="WHAT",
+            help="Learn these concepts too (e): labels, attributes, names of the "
+            "data set's attributes (digit,background), a CSV table, or a registered source.",
+        ),
+        click.option(
+            "--concept-option",
+            "concept_options",
+            type=KeyValue(),
+            multiple=True,
+            help="An option of a registered concept source; can be repeated.",
+        ),
+    )(command)
+
+
+def training_options(command: F) -> F:
+    """Add the options that say how everything is trained, and where."""
+    return options(
+        click.option("--draws", type=click.IntRange(min=1), help="Passes over randomly augmented data, each other."),
+        click.option(
+            "--autoencoder", metavar="NAME|BUNDLE", help="A registered one, or a bundle to share the autoencoder of."
+        ),
+        click.option("--preset", type=click.Choice(preset_names()), help="Sizes and steps of everything."),
+        click.option(
+            "--image-size",
+            type=click.IntRange(min=8),
+            metavar="PIXELS",
+            help="Side of the autoencoder's images: 28, 32, 64 or 128; chosen from the data unless given.",
+        ),
+        click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes of t over the data."),
+        click.option("--steps", type=click.IntRange(min=1), help="Steps of t."),
+        click.option("--autoencoder-steps", type=click.IntRange(min=1), help="Steps of the autoencoder."),
+        click.option("--concept-steps", type=click.IntRange(min=1), help="Steps of e, with --concepts."),
+        click.option(
+            "--image-metric",
+            "image_metrics",
+            metavar="NAME",
+            multiple=True,
+            help="Measure reconstructions by this registered image metric too; can be repeated.",
+        ),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "32", "bf16"]),
+            default="auto",
+            show_default=True,
+            help="auto measures which is faster here.",
+        ),
+        click.option(
+            "--threads", type=click.IntRange(min=1), help="Threads on the CPU; 1 makes runs equal to the bit."
+        ),
+    )(command)
 
 
 def device_option(value: str) -> str | None:

@@ -127,7 +127,10 @@ def test_analyze_lists_what_there_is(ask, finished):
     [
         ((), "--data is missing"),
         (("atack", "--data", "x"), "no analysis 'atack'. Did you mean 'attack'"),
-        (("edits", "--data", "PICTURES", "--option", "edits.image=3"), "edits has no option 'image'; it has images"),
+        (
+            ("edits", "--data", "PICTURES", "--option", "edits.image=3"),
+            "it has no option 'image'; it has images",
+        ),
         (("edits", "--data", "PICTURES", "--option", "images=3"), "ANALYSIS.KEY=VALUE"),
         (("--data", "no-such"), "no-such"),
     ],

@@ -8,8 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from posthoc_inn.cli.options import KeyValue, device_option, model_options, options
-from posthoc_inn.config import preset_names
+from posthoc_inn.cli.options import data_options, device_option, model_options, options, training_options
 from posthoc_inn.errors import Problems
 
 DEFAULT_OUT = "runs/color-digits"
@@ -24,40 +23,17 @@ NOT_OF_THE_RUN = ("out", "resume", "overwrite", "as_json", "quiet", "threads", "
 )
 @options(
     click.option("--layer", metavar="NAME", help="Dotted name of the layer (`posthoc-inn layers` lists them)."),
-    click.option("--data", metavar="NAME|FOLDER", help="A registered data set, or a folder of images."),
-    click.option("--data-dir", type=click.Path(), help="Directory the data set is read from."),
-    click.option("--data-option", "data_options", type=KeyValue(), multiple=True, help="An option of the data set; "
-                 "can be repeated."),
-    click.option("--held-out", metavar="SHARE|FOLDER", help="For a folder: the share kept aside (0.1), or a folder of "
-                 "other images."),
-    click.option("--concepts", metavar="WHAT", help="Learn these concepts too (e): labels, attributes, names of the "
-                 "data set's attributes (digit,background), a CSV table, or a registered source."),
-    click.option("--concept-option", "concept_options", type=KeyValue(), multiple=True, help="An option of a "
-                 "registered concept source; can be repeated."),
-    click.option("--draws", type=click.IntRange(min=1), help="Passes over randomly augmented data, each other."),
-    click.option("--autoencoder", metavar="NAME|BUNDLE", help="A registered one, or a bundle to share "
-                 "the autoencoder of."),
-    click.option("--preset", type=click.Choice(preset_names()), help="Sizes and steps of everything."),
-    click.option("--image-size", type=click.IntRange(min=8), metavar="PIXELS", help="Side of the autoencoder's images: "
-                 "28, 32, 64 or 128; chosen from the data unless given."),
-    click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes of t over the data."),
-    click.option("--steps", type=click.IntRange(min=1), help="Steps of t."),
-    click.option("--autoencoder-steps", type=click.IntRange(min=1), help="Steps of the autoencoder."),
-    click.option("--concept-steps", type=click.IntRange(min=1), help="Steps of e, with --concepts."),
+)
+@data_options
+@training_options
+@options(
     click.option("--classifier-steps", type=click.IntRange(min=1), help="Steps of the model, with --weights train."),
-    click.option("--image-metric", "image_metrics", metavar="NAME", multiple=True, help="Measure reconstructions by "
-                 "this registered image metric too; can be repeated."),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-    click.option("--precision", type=click.Choice(["auto", "32", "bf16"]), default="auto", show_default=True,
-                 help="auto measures which is faster here."),
-    click.option("--threads", type=click.IntRange(min=1), help="Threads on the CPU; 1 makes runs equal to the bit."),
     click.option("--out", type=click.Path(path_type=Path), help=f"Directory of the run.  [default: {DEFAULT_OUT}]"),
     click.option("--resume", is_flag=True, help="Go on with the run in --out; its options are remembered."),
     click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."),
     click.option("--quiet", is_flag=True, help="No progress."),
-)  # fmt: skip
+)
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
     """Recover what a layer of a trained model ignores, and show it.
@@ -95,10 +71,15 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from posthoc_inn.cli.fit.run import fit_run
 
     chosen = FitOptions(
-        **own, out=out, device=given["device"], threads=given["threads"], resume=record is not None,
-        as_json=given["as_json"], quiet=given["quiet"],
+        **own,
+        out=out,
+        device=given["device"],
+        threads=given["threads"],
+        resume=record is not None,
+        as_json=given["as_json"],
+        quiet=given["quiet"],
         resolved_precision=None if record is None else record.get("precision"),
-    )  # fmt: skip
+    )
     if record is not None and record.get("finished"):
         finished_run(chosen)
         return
