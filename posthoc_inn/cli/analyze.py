@@ -24,10 +24,18 @@ if TYPE_CHECKING:
 @click.option("--data", metavar="NAME|FOLDER", help="Images to ask about: a data set's held-out part, or a folder.")
 @click.option("--data-dir", type=click.Path(), help="Directory the data set is read from.")
 @click.option("--data-option", "data_options", type=KeyValue(), multiple=True, help="An option of the data set.")
-@click.option("--option", "own", type=KeyValue(), multiple=True, help="ANALYSIS.KEY=VALUE, an option of an analysis; "
-              "can be repeated.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="Directory for analysis.html and analysis.json.  "
-              "[default: analysis/ in the run]")  # fmt: skip
+@click.option(
+    "--option",
+    "own",
+    type=KeyValue(),
+    multiple=True,
+    help="ANALYSIS.KEY=VALUE, an option of an analysis; can be repeated.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Directory for analysis.html and analysis.json.  [default: analysis/ in the run]",
+)
 @click.option("--list", "list_only", is_flag=True, help="List the analyses, and which of them this bundle allows.")
 @bundle_options
 def command(

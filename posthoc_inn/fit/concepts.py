@@ -202,9 +202,15 @@ def estimate_sizes(rows: Rows, pairs: RowPairs, *, seed: int = 0) -> tuple[tuple
 def build_factor_flow(config: ConceptConfig, sizes: Sequence[int], seed: int, *, aligned: bool = False) -> FactorFlow:
     """Return an untrained e with factors of the given widths, residual first."""
     flow = FlowConfig(
-        dim=sum(sizes), blocks=config.blocks, width=config.width, depth=config.depth, dropout=config.dropout,
-        activation=config.activation, separate_nets=config.separate_nets, seed=seed,
-    )  # fmt: skip
+        dim=sum(sizes),
+        blocks=config.blocks,
+        width=config.width,
+        depth=config.depth,
+        dropout=config.dropout,
+        activation=config.activation,
+        separate_nets=config.separate_nets,
+        seed=seed,
+    )
     return FactorFlow(flow, sizes, aligned=aligned)
 
 
@@ -292,9 +298,7 @@ def fit_concepts(
         task = DensityTask(flow, rows, held_out, batch_size=training.batch_size, seed=training.seed)
     else:
         aside = (rows, pairs) if bound.held_out is None else (held_out, _pairs(bound.held_out, config.random))
-        task = FactorTask(
-            flow, rows, pairs, aside, rho=config.rho, batch_size=training.batch_size, seed=training.seed
-        )  # fmt: skip
+        task = FactorTask(flow, rows, pairs, aside, rho=config.rho, batch_size=training.batch_size, seed=training.seed)
     # Like t, e runs its matrix products in bf16 by itself.
     fabric = fabric_for(device, "32")
     history = train(task, training, fabric=fabric, checkpoint=checkpoint, resume=resume, progress=progress)

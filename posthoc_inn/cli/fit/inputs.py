@@ -30,9 +30,13 @@ def open_images(options: FitOptions, choice: Choice, manager: PluginManager, spe
         images.draws = choice.draws or 1
         return images
     return registered_images(
-        manager, choice.data, options.data_dir, seed=options.seed, draws=choice.draws,
+        manager,
+        choice.data,
+        options.data_dir,
+        seed=options.seed,
+        draws=choice.draws,
         options={key: value for key, value in options.data_options},
-    )  # fmt: skip
+    )
 
 
 def open_model(options: FitOptions, choice: Choice, manager: PluginManager, images: Images, channels: int) -> Model:
@@ -42,9 +46,11 @@ def open_model(options: FitOptions, choice: Choice, manager: PluginManager, imag
     if choice.weights == TRAIN:
         # A network that is trained here gets the images as they are, in [-1, 1].
         spec = own_spec(
-            input_size=options.input_size or images.size, mean=options.mean or (0.5,), std=options.std or (0.5,),
+            input_size=options.input_size or images.size,
+            mean=options.mean or (0.5,),
+            std=options.std or (0.5,),
             channels=3 if choice.backbone is not None else channels,
-        )  # fmt: skip
+        )
     elif choice.backbone is not None:
         spec = backbone_spec(manager, choice.backbone, choice.weights, **changed)  # type: ignore[arg-type]
     else:
@@ -90,9 +96,13 @@ def open_autoencoder(options: FitOptions, config: FitConfig, size: int, channels
             )
         return shared
     return AutoencoderConfig(
-        kind=options.autoencoder, size=size, channels=channels, latent_dim=config.latent_dim,
-        width=config.autoencoder_width, seed=options.seed,
-    )  # fmt: skip
+        kind=options.autoencoder,
+        size=size,
+        channels=channels,
+        latent_dim=config.latent_dim,
+        width=config.autoencoder_width,
+        seed=options.seed,
+    )
 
 
 def check_canonical(source: BatchSource, name: str) -> None:
