@@ -405,7 +405,7 @@ class Interpreter:
         """
         pipeline = self.pipeline
         context = pipeline.context(pipeline.z_of(images if z is None else None, z))
-        mean, std = pipeline.encode(images)
+        mean, std = pipeline.encode(pipeline.adapter.read(images))
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)
         return -pipeline.invariances(mean + std * noise, context)[1]
 

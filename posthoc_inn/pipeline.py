@@ -25,18 +25,6 @@ def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int = CH
     return torch.cat([function(part) for part in rows.split(size)])
 
 
-def checked_images(images: Any) -> Tensor:
-    """Return `images` if they are a tensor (B, C, H, W).
-
-    Raises:
-        ShapeError: They are something else.
-    """
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise ShapeError(f"Images must be a tensor (B, C, H, W), got {got}.")
-    return images
-
-
 @dataclass(frozen=True)
 class Pipeline:
     """Φ, E, D and t, ready to use.
@@ -75,7 +63,7 @@ class Pipeline:
         if (images is None) == (z is None):
             raise ConfigError("Give either images or z= (representations of the layer).")
         if z is None:
-            return self.features(checked_images(images))
+            return self.features(self.adapter.read(images))
         if not isinstance(z, Tensor) or z.shape[1:] != self.z_shape or not len(z):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ShapeError(f"z must be a tensor (B, {', '.join(map(str, self.z_shape))}) of the layer, got {got}.")
@@ -92,7 +80,7 @@ class Pipeline:
 
     def means(self, images: Tensor) -> Tensor:
         """Return the encoder's mean of z_bar, (B, D), for the user's tensors (B, C, H, W)."""
-        return self.encode(checked_images(images))[0]
+        return self.encode(self.adapter.read(images))[0]
 
     def pictures(self, latents: Tensor) -> Tensor:
         """Return images (..., C, H, W) in [0, 1] for latents (..., D)."""
@@ -102,7 +90,7 @@ class Pipeline:
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Return z = Φ(x), shape (B, *z_shape), for the user's tensors (B, C, H, W)."""
-        run = lambda x: self.extractor.features(self.adapter.to_model(x.to(self.device)))  # noqa: E731
+        run = lambda x: self.extractor.features(self.adapter.to_model(x.to(self.device))).float()  # noqa: E731
         return in_chunks(run, images, 128)
 
     @torch.no_grad()
@@ -162,4 +150,4 @@ class Pipeline:
             self.extractor.features_and_prediction(self.adapter.images_to_model(part.to(self.device)))
             for part in images.split(128)
         ]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        return torch.cat([p[0].float() for p in parts]), torch.cat([p[1] for p in parts])

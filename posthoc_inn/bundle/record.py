@@ -16,7 +16,7 @@ from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, Config, Flo
 from posthoc_inn.errors import BundleError, ConfigError, Problems
 from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.images import Normalization
-from posthoc_inn.images.adapter import InputAdapter
+from posthoc_inn.images.adapter import MODEL_DTYPES, InputAdapter
 from posthoc_inn.weights import describe_tensors, fingerprint
 
 FORMAT = "posthoc-inn-bundle"
@@ -170,9 +170,11 @@ class AdapterRecord(Config):
     normalization: NormalizationRecord | None
     image_size: int
     channels: int
+    dtype: str = "float32"
 
     def _check(self, problems: Problems) -> None:
         _check_statistics(problems, self.spec.mean, self.spec.std)
+        problems.check(self.dtype in MODEL_DTYPES, f"dtype must be one of {', '.join(MODEL_DTYPES)}")
 
     @classmethod
     def of(cls, adapter: InputAdapter) -> AdapterRecord:
@@ -181,13 +183,13 @@ class AdapterRecord(Config):
         record = (
             None if found is None else NormalizationRecord(tuple(found.mean), tuple(found.std), found.source[:MAX_TEXT])
         )
-        return cls(adapter.spec, record, adapter.image_size, adapter.channels)
+        return cls(adapter.spec, record, adapter.image_size, adapter.channels, adapter.dtype)
 
     def adapter(self) -> InputAdapter:
         """Return the adapter."""
         found = self.normalization
         normalization = None if found is None else Normalization(found.mean, found.std, found.source)
-        return InputAdapter(self.spec, normalization, self.image_size, self.channels)
+        return InputAdapter(self.spec, normalization, self.image_size, self.channels, self.dtype)
 
 
 @dataclass(frozen=True)

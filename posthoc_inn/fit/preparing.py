@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
@@ -17,6 +19,7 @@ from posthoc_inn.fit.parts import Parts, make_flow
 from posthoc_inn.fit.request import FitRequest, Subject
 from posthoc_inn.fit.stages import Fit
 from posthoc_inn.images import BatchSource, InputAdapter, in_order, positions, recognize_normalization, split
+from posthoc_inn.images.adapter import MODEL_DTYPES
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.progress import Reporter
 from posthoc_inn.rows.cache import DEFAULT_BUDGET
@@ -69,12 +72,33 @@ def make_adapter(source: BatchSource, subject: Subject, reporter: Reporter) -> I
     if spec is not None:
         # Pictures have the autoencoder's size: they must reach the model at the size the images did.
         spec = spec if spec.size is not None else spec.replace(size=(height, width))
-        return InputAdapter(spec, None, size, picture_channels)
+        return InputAdapter(spec, None, size, picture_channels, own_dtype(subject.extractor.model))
     found = recognize_normalization(source, mean=subject.mean, std=subject.std)
     means, stds = (", ".join(f"{value:.4g}" for value in values) for values in (found.mean, found.std))
     reporter.note(f"images are taken as normalised with mean {means} and std {stds}: {found.source}")
     spec = ImageSpec(size=(height, width), mean=found.mean, std=found.std, channels=channels)
-    return InputAdapter(spec, found, size, picture_channels)
+    adapter = InputAdapter(spec, found, size, picture_channels, str(source.source_dtype).removeprefix("torch."))
+    if adapter.dtype == "uint8" and not takes_bytes(source, subject, adapter):
+        adapter = dataclasses.replace(adapter, dtype="float32")
+    return adapter
+
+
+def own_dtype(model: nn.Module) -> str:
+    """Return the number type of a model's floating-point parameters, where they have one; "float32" elsewhere."""
+    found = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    name = str(found.pop()).removeprefix("torch.") if len(found) == 1 else "float32"
+    return name if name in MODEL_DTYPES else "float32"
+
+
+def takes_bytes(source: BatchSource, subject: Subject, adapter: InputAdapter) -> bool:
+    """Whether the model can be given the data's bytes as they are: some networks scale them, most cannot."""
+    device = choose_device(subject.device, like=subject.extractor.model)
+    try:
+        with torch.no_grad():
+            subject.extractor.features(adapter.to_model(source.first(2).to(device)))
+    except Exception:  # a stranger's model may raise anything over bytes
+        return False
+    return True
 
 
 def make_autoencoder(subject: Subject, adapter: InputAdapter) -> tuple[Autoencoder, bool]:
