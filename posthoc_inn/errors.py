@@ -38,6 +38,10 @@ class ModelTouchedError(PosthocInnError, RuntimeError):
     """The explained model was changed; the message says what and how."""
 
 
+class ModelError(PosthocInnError, RuntimeError):
+    """The explained model raises an error of its own on what it was given; that error is the cause."""
+
+
 class BundleError(PosthocInnError, ValueError):
     """A saved bundle is not what it should be: format, version, names, shapes or values."""
 

@@ -82,21 +82,14 @@ def command(
 def _list(module: Any, shape: tuple[int, int, int], check_cuts: bool) -> list[LayerInfo]:
     import torch
 
-    from posthoc_inn.errors import PosthocInnError, ShapeError
+    from posthoc_inn.errors import ModelError
     from posthoc_inn.features import list_layers
 
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     try:
         return list_layers(module, images, check_cuts=check_cuts)
-    except PosthocInnError:
-        raise
-    except Exception as error:
-        # A stranger's model may raise anything over images it was not made for.
-        told = (str(error).splitlines() or [""])[0]
-        raise ShapeError(
-            f"The model cannot take images of shape {'x'.join(map(str, shape))} ({type(error).__name__}: {told}). Pass "
-            "--input-shape CxHxW."
-        ) from error
+    except ModelError as error:
+        raise ModelError(f"{str(error).rstrip('.')}. On the command line: pass --input-shape CxHxW.") from error
 
 
 def _show(name: str, shape: tuple[int, int, int], found: list[LayerInfo]) -> None:

@@ -175,6 +175,14 @@ def build_model(
     return manager.build_backbone(backbone, weights=named, num_classes=num_classes)
 
 
+def channels_of(model: nn.Module) -> int | None:
+    """Return the channels that a model's first convolution takes, 1 or 3; None where there is no such one."""
+    from torch import nn
+
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return first.in_channels if first is not None and first.in_channels in (1, 3) else None
+
+
 def missing_layer(error: LayerNotFoundError, command: str) -> LayerNotFoundError:
     """Return the same error with the command line's way of listing layers."""
     text = str(error).replace("list_layers(model, inputs) shows all of them.", f"{command} shows all of them.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_inn.errors import ConfigError, ShapeError
+from posthoc_inn.features.failing import explained
 from posthoc_inn.features.isolation import left_alone
 from posthoc_inn.features.structure import leaves, map_tensors
 
@@ -66,6 +67,13 @@ def check_runnable(model: nn.Module) -> None:
             f"The model has parameters without values (lazy modules): {', '.join(names[:3])}"
             f"{', ...' if len(names) > 3 else ''}. Run the model once on a batch before it is explained."
         )
+    meta = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
+    if meta:
+        raise ConfigError(
+            f"The model has {len(meta)} tensors on the meta device, which have no values ({', '.join(meta[:3])}"
+            f"{', ...' if len(meta) > 3 else ''}). Load its weights first, for example with "
+            "model.to_empty(device='cpu') and load_state_dict."
+        )
 
 
 def run(
@@ -110,7 +118,8 @@ def run(
         handle = layer.register_forward_hook(hook) if layer is not None and not is_whole else None
         stack.append(me)
         try:
-            output = call_model(model, map_tensors(inputs, torch.clone))
+            with explained(model, inputs):
+                output = call_model(model, map_tensors(inputs, torch.clone))
             replaced = on_call(0, output) if is_whole and on_call else None
             return output if replaced is None else replaced
         finally:

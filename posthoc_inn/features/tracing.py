@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from posthoc_inn.features.capture import call_model, check_runnable, input_tensors
 from posthoc_inn.features.dataflow import DataFlow
+from posthoc_inn.features.failing import explained
 from posthoc_inn.features.isolation import is_scripted, left_alone, takes_hooks
 from posthoc_inn.features.structure import Leaf, describe, leaves, map_tensors, pick
 
@@ -116,7 +117,8 @@ def _pass(model: nn.Module, inputs: Any, names: dict[nn.Module, str], flow: Data
         try:
             for module in names.keys() - {model}:
                 handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-            output = call_model(model, map_tensors(inputs, torch.clone))
+            with explained(model, inputs):
+                output = call_model(model, map_tensors(inputs, torch.clone))
         finally:
             for handle in handles:
                 handle.remove()

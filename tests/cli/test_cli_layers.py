@@ -35,7 +35,7 @@ def test_an_input_the_model_cannot_take_is_told_in_one_line(ask):
     answer = ask("layers", "--backbone", "small_cnn", "--input-shape", "1x28x28")
     assert answer.code == 1
     assert answer.err.count("\n") == 1
-    assert "Pass --input-shape CxHxW" in answer.err
+    assert "pass --input-shape CxHxW" in answer.err
 
 
 def test_a_misspelt_backbone_gets_the_nearest_name(ask):

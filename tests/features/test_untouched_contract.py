@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from posthoc_inn.errors import ModelError
 from posthoc_inn.features import LayerExtractor, list_layers, untouched
 from posthoc_inn.testing.models import TINY_MODELS, tiny_model
 
@@ -65,8 +66,9 @@ def exception_in_the_layer(model, extractor, inputs):
         handle = register(fail)
         try:
             for call in (extractor.features, extractor.predict, extractor.probe, lambda x: list_layers(model, x)):
-                with pytest.raises(Planned):
+                with pytest.raises(ModelError, match="Planned") as raised:
                     call(inputs)
+                assert isinstance(raised.value.__cause__, Planned)
         finally:
             handle.remove()
 
@@ -119,13 +121,14 @@ def test_a_model_is_left_alone(name, scenario, mode):
     assert torch.equal(images_of(inputs), copies[0])
 
 
-def test_an_error_raised_by_the_model_itself_comes_out_and_leaves_no_trace():
+def test_an_error_raised_by_the_model_itself_comes_out_as_the_cause_and_leaves_no_trace():
     model, inputs = tiny_model("raising")
     model.fragile.raises = True
     with untouched(model):
         for call in (LayerExtractor(model, "fragile").features, LayerExtractor(model, "head").probe):
-            with pytest.raises(ArithmeticError, match="raised inside the layer"):
+            with pytest.raises(ModelError, match="raised inside the layer") as raised:
                 call(inputs)
+            assert isinstance(raised.value.__cause__, ArithmeticError)
 
 
 def test_only_one_forward_hook_is_there_during_a_call_and_all_modules_are_in_eval_mode():

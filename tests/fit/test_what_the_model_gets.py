@@ -7,7 +7,6 @@ from torch import nn
 
 from posthoc_inn import DataError, Interpreter, ShapeError
 
-
 SEEN = []
 """What networks were given: outside of them, where nothing puts it back."""
 

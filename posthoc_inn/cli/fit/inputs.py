@@ -9,7 +9,7 @@ from posthoc_inn.bundle import load_bundle
 from posthoc_inn.cli.bundles import bundle_of
 from posthoc_inn.cli.data import Images, folder_images, registered_images
 from posthoc_inn.cli.fit.options import Choice, FitOptions
-from posthoc_inn.cli.models import NONE, TRAIN, Model, backbone_spec, build_model, needed_side, own_spec
+from posthoc_inn.cli.models import NONE, TRAIN, Model, backbone_spec, build_model, channels_of, needed_side, own_spec
 from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec
 from posthoc_inn.errors import BundleError, ConfigError
 from posthoc_inn.images import BatchSource
@@ -41,34 +41,36 @@ def open_images(options: FitOptions, choice: Choice, manager: PluginManager, spe
 
 def open_model(options: FitOptions, choice: Choice, manager: PluginManager, images: Images, channels: int) -> Model:
     """Build the model that was chosen, and say how it gets its images."""
-    changed = {"input_size": options.input_size, "mean": options.mean, "std": options.std}
+    changed: dict[str, Any] = {"input_size": options.input_size, "mean": options.mean, "std": options.std}
     notes = []
-    if choice.weights == TRAIN:
-        # A network that is trained here gets the images as they are, in [-1, 1].
-        spec = own_spec(
-            input_size=options.input_size or images.size,
-            mean=options.mean or (0.5,),
-            std=options.std or (0.5,),
-            channels=3 if choice.backbone is not None else channels,
-        )
-    elif choice.backbone is not None:
-        spec = backbone_spec(manager, choice.backbone, choice.weights, **changed)  # type: ignore[arg-type]
-    else:
-        spec = own_spec(channels=channels, **changed)  # type: ignore[arg-type]
-        if options.mean is None:
-            notes.append(
-                "Your model gets its images in [0, 1]. If it was trained on normalised ones, stop here and pass "
-                "--mean and "
-                "--std."
-            )
-    if choice.weights == NONE:
-        notes.append("The model has random weights, as asked for: what is found says nothing about a trained one.")
     classes = options.num_classes
     if classes is None and choice.weights == TRAIN and choice.backbone is not None:
         classes = len(images.classes) or None
     module = build_model(
         manager, backbone=choice.backbone, model=options.model, weights=choice.weights, num_classes=classes
     )
+    if choice.weights == TRAIN:
+        # A network that is trained here gets the images as they are, in [-1, 1].
+        spec = own_spec(
+            input_size=options.input_size or images.size,
+            mean=options.mean or (0.5,),
+            std=options.std or (0.5,),
+            channels=channels_of(module) or channels,
+        )
+    elif choice.backbone is not None:
+        spec = backbone_spec(manager, choice.backbone, choice.weights, **changed)
+    else:
+        spec = own_spec(channels=channels_of(module) or channels, **changed)
+        if options.mean is None:
+            notes.append(
+                "Your model gets its images in [0, 1]. If it was trained on normalised ones, stop here and pass --mean "
+                "and --std."
+            )
+    if spec.channels != channels:
+        kind = "grey" if spec.channels == 1 else "colour"
+        notes.append(f"The model takes {spec.channels} channels: it gets the images in {kind}.")
+    if choice.weights == NONE:
+        notes.append("The model has random weights, as asked for: what is found says nothing about a trained one.")
     origin = {
         "backbone": choice.backbone,
         "model": options.model,

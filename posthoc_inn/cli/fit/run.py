@@ -21,7 +21,7 @@ from posthoc_inn.cli.models import NONE, TRAIN, backbone_spec, missing_layer, op
 from posthoc_inn.cli.terminal import choose_reporter, out, print_lines
 from posthoc_inn.concepts import as_source
 from posthoc_inn.config import TrainConfig
-from posthoc_inn.errors import DataError, LayerNotFoundError, PosthocInnError
+from posthoc_inn.errors import LayerNotFoundError, ModelError, PosthocInnError
 from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.fit import FitRequest, Plan
 from posthoc_inn.fit.preparing import choose_image_size
@@ -138,15 +138,14 @@ class Run:
         """Make sure that the model takes the images, before anything long begins."""
         try:
             self._predict(self.source.first(2))
-        except PosthocInnError:
-            raise
-        except Exception as error:
-            # A stranger's model may raise anything over images it was not made for.
-            size = self.model.spec.size or self.source.image_shape[1:]
-            told = (str(error).splitlines() or [""])[0]
-            raise DataError(
-                f"{self.model.name} cannot take images of {self.model.spec.channels}x{size[0]}x{size[1]} "
-                f"({type(error).__name__}: {told}). Pass another --input-size."
+        except ModelError as error:
+            advice = (
+                "--input-size"
+                if self.model.spec.channels == self.source.image_shape[0]
+                else "--input-size, or channels"
+            )
+            raise ModelError(
+                f"{self.model.name}: {str(error).rstrip('.')}. On the command line: pass another {advice}."
             ) from error
         if self.trains:
             classifier_stage.check_outputs(self.model, self.source, self.device)
