@@ -16,6 +16,7 @@ from posthoc_inn.fit.concepts import ConceptFit, ConceptRequest
 from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
 from posthoc_inn.images import BatchSource, InputAdapter
 from posthoc_inn.pipeline import Pipeline
+from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import History
 
@@ -108,7 +109,7 @@ def make_flow(config: FitConfig, z_shape: tuple[int, ...], concept_model: Concep
         dropout=config.flow.dropout,
         seed=config.flow.seed,
     )
-    flow = ConditionalFlow(config.flow, conditioner)
+    flow = ConditionalFlow(config.flow, conditioner, coupling=get_plugin_manager().coupling(config.flow.kind))
     if concept_model is not None and config.flow_on_concepts:
         flow.set_base(concept_model.flow)
     return flow

@@ -31,6 +31,7 @@ from posthoc_inn.bundle import load_bundle, load_model_state, modules, record, s
 from posthoc_inn.bundle import members as files
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import BundleError, PosthocInnError
+from posthoc_inn.plugins import get_plugin_manager, hookimpl
 
 WEIGHTS = "weights.safetensors"
 
@@ -607,19 +608,28 @@ def test_a_coupling_that_nobody_registers_is_looked_up_and_never_imported(saved)
     assert "posthoc_inn_evil" not in sys.modules
 
 
-def test_a_plugin_that_breaks_over_a_bundle_is_a_bundle_error(saved, monkeypatch):
-    class Manager:
-        class flows:
-            @staticmethod
-            def get(name):
-                class Entry:
-                    @staticmethod
-                    def factory(config, index, *, generator):
-                        raise ZeroDivisionError("mine")
+@pytest.fixture
+def register_coupling():
+    """Register a coupling with the process's plugin manager, which forgets it afterwards."""
 
-                return Entry
+    def register(name, factory):
+        class Plugin:
+            @hookimpl
+            def register_flows(self, register):
+                register(name, factory, licence="MIT")
 
-    monkeypatch.setattr(modules, "get_plugin_manager", lambda: Manager)
+        get_plugin_manager().register(Plugin(), distribution=f"with-{name}")
+
+    get_plugin_manager.cache_clear()
+    yield register
+    get_plugin_manager.cache_clear()
+
+
+def test_a_plugin_that_breaks_over_a_bundle_is_a_bundle_error(saved, register_coupling):
+    def broken(config, index, *, generator):
+        raise ZeroDivisionError("mine")
+
+    register_coupling("mine", broken)
     content = document(saved)
     content["flow"]["kind"] = "mine"
     write_document(saved, content)
@@ -627,7 +637,7 @@ def test_a_plugin_that_breaks_over_a_bundle_is_a_bundle_error(saved, monkeypatch
         load_bundle(saved)
 
 
-def test_a_registered_coupling_that_needs_memory_to_be_built_can_be_loaded(tmp_path, monkeypatch):
+def test_a_registered_coupling_that_needs_memory_to_be_built_can_be_loaded(tmp_path, monkeypatch, register_coupling):
     from posthoc_inn.flows import AffineCoupling, ConditionalFlow
 
     class Drawn(AffineCoupling):
@@ -636,16 +646,7 @@ def test_a_registered_coupling_that_needs_memory_to_be_built_can_be_loaded(tmp_p
             # As a plugin's author would write it; fails on the meta device.
             self.register_buffer("sign", torch.randn(2, generator=generator).sign())
 
-    class Manager:
-        class flows:
-            @staticmethod
-            def get(name):
-                class Entry:
-                    factory = Drawn
-
-                return Entry
-
-    monkeypatch.setattr(modules, "get_plugin_manager", lambda: Manager)
+    register_coupling("drawn", Drawn)
     plain = make_flow()
     config = plain.flow.config.replace(kind="drawn")
     flow = ConditionalFlow(config, plain.conditioner.config, coupling=Drawn)

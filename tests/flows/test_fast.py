@@ -59,7 +59,7 @@ def case(options, *, n=24, dtype=torch.float64):
 @pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES.keys())
 def test_values_and_gradients_are_those_of_the_plain_flow(options, no_fast_path):
     flow, *data = case(options)
-    assert fast.applies(flow, *data[:2])
+    assert fast.applies(flow.blocks, *data[:2])
     got, expected = outcome(flow, *data), no_fast_path(outcome, flow, *data)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
@@ -233,15 +233,15 @@ def test_weights_changed_before_the_backward_pass_are_noticed(flow):
 
 def test_it_stands_back_where_it_cannot_help():
     flow, x, context, _ = case({})
-    assert fast.applies(flow, x, context)
-    assert not fast.applies(flow, x, flow.project(context))
+    assert fast.applies(flow.blocks, x, context)
+    assert not fast.applies(flow.blocks, x, flow.project(context))
     with torch.no_grad():
-        assert not fast.applies(flow, x, context)
+        assert not fast.applies(flow.blocks, x, context)
     with torch.autocast("cpu"):
-        assert not fast.applies(flow, x, context)
+        assert not fast.applies(flow.blocks, x, context)
     spline, x, context, _ = case({"kind": "spline"})
-    assert not fast.applies(spline, x, context)
-    assert not fast.applies(flow.eval(), x, context)
+    assert not fast.applies(spline.blocks, x, context)
+    assert not fast.applies(flow.eval().blocks, x, context)
 
 
 def test_function_transforms_run_the_plain_flow():
@@ -253,9 +253,9 @@ def test_function_transforms_run_the_plain_flow():
 
 def test_a_flow_gives_its_memory_back(flow):
     step(flow)
-    assert flow in _WORKSPACES
+    assert flow.blocks in _WORKSPACES
     flow.eval()
-    assert flow not in _WORKSPACES
+    assert flow.blocks not in _WORKSPACES
     flow.train()
     step(flow)
     count = len(_WORKSPACES)

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from posthoc_inn.config import FlowConfig
+from posthoc_inn.flows.block import is_affine
 from posthoc_inn.flows.fast.workspace import Net, Workspace
 from posthoc_inn.flows.subnet import draw_keep
-
-if TYPE_CHECKING:
-    from posthoc_inn.flows.coupling_flow import CouplingFlow
 
 _BACKWARD: dict[type[nn.Module], Callable[[Tensor, Tensor, Any, Tensor], Tensor]] = {
     nn.SiLU: lambda grad, pre, module, out: torch.ops.aten.silu_backward.grad_input(grad, pre, grad_input=out),
@@ -37,18 +36,25 @@ _BACKWARD: dict[type[nn.Module], Callable[[Tensor, Tensor, Any, Tensor], Tensor]
 """Writes the gradient at the input of an activation, from the gradient at its output and the input, to `out`."""
 
 
-def applies(flow: CouplingFlow, x: Tensor, context: Any) -> bool:
-    """Whether `forward` may stand in for the blocks of `flow`: in training, on affine couplings as built in."""
-    if not (flow.training and torch.is_grad_enabled() and flow.is_affine):
+def applies(blocks: nn.ModuleList, x: Tensor, context: Any) -> bool:
+    """Whether `forward` may stand in for these blocks: in training, on affine couplings as built in."""
+    if not (blocks.training and torch.is_grad_enabled() and is_affine(blocks)):
         return False
     if not (context is None or isinstance(context, Tensor)) or torch.is_autocast_enabled(x.device.type):
         return False
     # torch.func cannot see into a function like this one.
-    return torch._C._functorch.peek_interpreter_stack() is None
+    return not _is_transformed()
 
 
-def forward(flow: CouplingFlow, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return what the blocks of `flow` make of `x` (..., D), expanded to the context's rows: y and log_det (...).
+def _is_transformed() -> bool:
+    """Whether torch.func (vmap, grad, jvp, ...) is at work; the readable path is safe where torch does not tell."""
+    functorch = getattr(torch._C, "_functorch", None)
+    peek = getattr(functorch, "peek_interpreter_stack", None)
+    return peek is None or peek() is not None
+
+
+def forward(config: FlowConfig, blocks: nn.ModuleList, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return what the blocks make of `x` (..., D), expanded to the context's rows: y and log_det (...).
 
     Shapes were checked before. The result can be differentiated once.
     """
@@ -56,7 +62,7 @@ def forward(flow: CouplingFlow, x: Tensor, context: Tensor | None) -> tuple[Tens
     rows = x.reshape(-1, x.shape[-1])
     if context is not None:
         context = context.expand(*lead, context.shape[-1]).reshape(-1, context.shape[-1])
-    workspace = Workspace.of(flow)
+    workspace = Workspace.of(config, blocks)
     y, log_det = cast(tuple[Tensor, Tensor], _Function.apply(workspace, rows, context, *workspace.parameters()))
     return y.reshape(*lead, -1), log_det.reshape(lead)
 
@@ -105,9 +111,7 @@ class _Pass:
     def lists(self) -> list[list[Tensor]]:
         """Return everything that the backward pass needs."""
         single = [self.tanhs, self.exps] + ([] if self.context is None else [self.context])
-        return [
-            list(self.parameters), single, self.masks, self.before, self.after, self.scales, self.kept, self.inputs
-        ]  # fmt: skip
+        return [list(self.parameters), single, self.masks, self.before, self.after, self.scales, self.kept, self.inputs]
 
     @classmethod
     def from_lists(cls, workspace: Workspace, lists: list[list[Tensor]]) -> _Pass:

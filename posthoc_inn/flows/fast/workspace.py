@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from posthoc_inn.config import FlowConfig
+from posthoc_inn.flows.block import couplings_of, listed
 from posthoc_inn.flows.subnet import Subnet
-
-if TYPE_CHECKING:
-    from posthoc_inn.flows.coupling_flow import CouplingFlow
 
 LARGE = 2**18
 """Elements from which on a hidden layer's gradient is worth an operation of its own."""
@@ -41,21 +40,21 @@ class Net:
 
 
 class Workspace:
-    """What the fast path keeps of one flow between steps; see `posthoc_inn.flows.fast.training`.
+    """What the fast path keeps of one stack of blocks between steps; see `posthoc_inn.flows.fast.training`.
 
     Parameters are taken in one order: weights of the first, hidden, last and context layers, then all that is no
     matrix: biases in the same order, shifts and log-scales of actnorm. Gradients lie side by side in that order.
     """
 
-    def __init__(self, flow: CouplingFlow) -> None:
-        self.config = config = flow.config
-        nets = [cast(Subnet, net) for c in _couplings(flow) for net in c.nets]
+    def __init__(self, config: FlowConfig, blocks: nn.ModuleList) -> None:
+        self.config = config
+        nets = [cast(Subnet, net) for c in couplings_of(blocks) for net in c.nets]
         self.activation: nn.Module = nets[0].activation
         self.subnets = len(nets)
         first, second = config.dim // 2, config.dim - config.dim // 2
         self.halves = [first, second] * config.blocks
         between = config.depth - 1
-        norms = [block.actnorm for block in flow.parts()]
+        norms = [block.actnorm for block in listed(blocks)]
         layers = [net.hidden_layers() for net in nets]
         groups: dict[str, list[tuple[nn.Module, str]]] = {
             "input": [(net.input, "weight") for net in nets],
@@ -90,9 +89,9 @@ class Workspace:
         ]
         parameters = self.parameters()
         example = parameters[0]
-        self.key = _key(flow)
+        self.key = _key(blocks)
         self.device, self.dtype = example.device, example.dtype
-        self.compute = compute_dtype(flow) or self.dtype
+        self.compute = compute_dtype(blocks) or self.dtype
         self.dropped = nets[0].dropout.dropped if nets[0].dropout is not None else 0
         self._sizes = [p.numel() for p in parameters]
         self._shapes = [p.shape for p in parameters]
@@ -124,25 +123,26 @@ class Workspace:
         self._free: dict[tuple[str, tuple[int, ...]], list[Tensor]] = {}
 
     @classmethod
-    def of(cls, flow: CouplingFlow) -> Workspace:
-        """Return the workspace of `flow`, made anew when its precision or device changed.
+    def of(cls, config: FlowConfig, blocks: nn.ModuleList) -> Workspace:
+        """Return the workspace of these blocks, made anew when their precision or device changed.
 
         Raises:
-            NotFittedError: The flow was not initialised.
+            NotFittedError: They were not initialised.
         """
-        for block in flow.parts():
+        parts = listed(blocks)
+        for block in parts:
             block.actnorm.check_initialized()
-        found = _WORKSPACES.get(flow)
-        if found is None or found.key != _key(flow):
-            found = _WORKSPACES[flow] = cls(flow)
-        found.permutations = [block.permutation.permutation for block in flow.parts()]
-        found.inverse_permutations = [block.permutation.inverse_permutation for block in flow.parts()]
+        found = _WORKSPACES.get(blocks)
+        if found is None or found.key != _key(blocks):
+            found = _WORKSPACES[blocks] = cls(config, blocks)
+        found.permutations = [block.permutation.permutation for block in parts]
+        found.inverse_permutations = [block.permutation.inverse_permutation for block in parts]
         return found
 
     @staticmethod
-    def release(flow: CouplingFlow) -> None:
-        """Give back the memory kept for `flow`."""
-        _WORKSPACES.pop(flow, None)
+    def release(blocks: nn.ModuleList) -> None:
+        """Give back the memory kept for these blocks."""
+        _WORKSPACES.pop(blocks, None)
 
     def parameters(self) -> list[Tensor]:
         """Return the flow's parameters in the workspace's order."""
@@ -231,20 +231,16 @@ class Workspace:
         self._free.setdefault(key, []).append(buffer)
 
 
-def _couplings(flow: CouplingFlow) -> list[Any]:
-    return [coupling for block in flow.parts() for coupling in block.couplings]
-
-
 def _cut(flat: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
     """Return the beginning of `flat` as tensors of the given shapes, one after the other."""
     sizes = [shape.numel() for shape in shapes]
     return [piece.view(s) for piece, s in zip(flat[: sum(sizes)].split(sizes), shapes, strict=True)]
 
 
-def _key(flow: CouplingFlow) -> tuple[Any, ...]:
-    """Return what a workspace of `flow` depends on."""
-    example = flow.parts()[0].actnorm.shift
-    return example.device, example.dtype, compute_dtype(flow)
+def _key(blocks: nn.ModuleList) -> tuple[Any, ...]:
+    """Return what a workspace of these blocks depends on."""
+    example = listed(blocks)[0].actnorm.shift
+    return example.device, example.dtype, compute_dtype(blocks)
 
 
 def _references(tensor: Tensor) -> int:
@@ -253,8 +249,8 @@ def _references(tensor: Tensor) -> int:
     return -1 if count is None else int(count(tensor.untyped_storage()._cdata))
 
 
-def compute_dtype(flow: CouplingFlow) -> torch.dtype | None:
-    """Return the precision set for the hidden layers of `flow`, None for that of its parameters."""
-    net = cast(Subnet, _couplings(flow)[0].nets[0])
+def compute_dtype(blocks: nn.ModuleList) -> torch.dtype | None:
+    """Return the precision set for the hidden layers of these blocks, None for that of their parameters."""
+    net = cast(Subnet, couplings_of(blocks)[0].nets[0])
     layers = net.hidden_layers()
     return layers[0].compute_dtype if layers else None
