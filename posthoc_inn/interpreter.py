@@ -24,6 +24,7 @@ from posthoc_inn.fit.alone import fit_concepts_alone
 from posthoc_inn.fit.events import announced
 from posthoc_inn.fit.measuring import measure_fit
 from posthoc_inn.fit.preparing import check_space
+from posthoc_inn.objectives import drawn
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.progress import Reporter, make_reporter
 from posthoc_inn.training.precision import check_precision, choose_device, choose_precision
@@ -406,8 +407,7 @@ class Interpreter:
         pipeline = self.pipeline
         context = pipeline.context(pipeline.z_of(images if z is None else None, z))
         mean, std = pipeline.encode(pipeline.adapter.read(images))
-        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)
-        return -pipeline.invariances(mean + std * noise, context)[1]
+        return -pipeline.invariances(drawn(mean, std, seed), context)[1]
 
     def factors(self, images: Tensor) -> dict[str, Tensor]:
         """Return e(E(x)) by name, residual first: each (B, width), for images (B, C, H, W) (MSC eq. 6).

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +25,16 @@ def _same_shape(**tensors: Tensor) -> None:
     if len({tuple(t.shape) for t in tensors.values()}) > 1:
         found = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
         raise ShapeError(f"Shapes must be equal; received {found}.")
+
+
+def drawn(mean: Tensor, std: Tensor, random: int | torch.Generator) -> Tensor:
+    """Return one draw of N(mean, std²), shape of `mean`, from a seed or a CPU generator, whatever the device.
+
+    >>> drawn(torch.zeros(2), torch.zeros(2), 0).tolist()
+    [0.0, 0.0]
+    """
+    generator = random if isinstance(random, torch.Generator) else torch.Generator().manual_seed(random)
+    return mean + std * torch.randn(mean.shape, generator=generator).to(mean)
 
 
 def standard_normal_nll(v: Tensor) -> Tensor:
@@ -168,80 +177,3 @@ def interaction_variance(values: Tensor) -> Tensor:
         raise ShapeError(f"Values must be (2, 2, B, D), two z by two v, got {tuple(values.shape)}.")
     y = _wide(values)
     return 0.25 * (y[0, 0] - y[0, 1] - y[1, 0] + y[1, 1]).square().sum(dim=-1)
-
-
-class VaeLoss(NamedTuple):
-    """Terms of the autoencoder's loss, one value an image, shape (B,), in nats."""
-
-    total: Tensor
-    """Negative evidence lower bound: `nll` + `kl`."""
-    nll: Tensor
-    """Negative log-likelihood of the image under the decoder's Gaussian, constants included."""
-    kl: Tensor
-    """Kullback-Leibler divergence of the encoder's Gaussian to N(0, 1)."""
-
-
-def vae_loss(images: Tensor, reconstructions: Tensor, mean: Tensor, std: Tensor, log_gamma: Tensor) -> VaeLoss:
-    """Return the loss of a Gaussian autoencoder with learned output variance γ under squared L2 (MSC A.1).
-
-    ‖x − x̄‖² / (2γ) + (P/2) log 2πγ + KL, with P = C·H·W. The paper prints ‖x − x̄‖/γ + log γ + KL, without the
-    number of pixels; in the true likelihood the best γ is the mean squared error of a pixel.
-
-    Args:
-        images: x, (B, C, H, W).
-        reconstructions: x̄, (B, C, H, W), in the same units.
-        mean: Mean of the encoder's Gaussian, (B, D).
-        std: Its standard deviation, (B, D).
-        log_gamma: log γ, a scalar, where γ is in squared units of the images.
-
-    Raises:
-        ShapeError: Shapes differ, or `log_gamma` is no scalar.
-
-    >>> x = torch.zeros(1, 1, 1, 2)
-    >>> loss = vae_loss(x, x + 1, torch.zeros(1, 3), torch.ones(1, 3), torch.tensor(0.0))
-    >>> [round(t.item(), 4) for t in loss]
-    [2.8379, 2.8379, 0.0]
-    """
-    _same_shape(images=images, reconstructions=reconstructions)
-    if log_gamma.numel() != 1:
-        raise ShapeError(f"log_gamma has shape {tuple(log_gamma.shape)}; accepted is a scalar.")
-    log_gamma = _wide(log_gamma).reshape(())
-    error = (_wide(images) - _wide(reconstructions)).flatten(1)
-    nll = 0.5 * (error.square().sum(dim=1) * (-log_gamma).exp() + error.shape[1] * (LOG_2PI + log_gamma))
-    kl = kl_to_standard_normal(mean, std)
-    if kl.shape != nll.shape:
-        raise ShapeError(f"There are {len(nll)} images, but mean and std have shape {tuple(mean.shape)}.")
-    return VaeLoss(nll + kl, nll, kl)
-
-
-def mse(images: Tensor, other: Tensor) -> Tensor:
-    """Return the mean squared difference of a pixel, two (B, C, H, W) to (B,), in squared image units.
-
-    Raises:
-        ShapeError: The shapes differ.
-
-    >>> mse(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.5)).tolist()
-    [0.25]
-    """
-    _same_shape(images=images, other=other)
-    return (_wide(images) - _wide(other)).flatten(1).square().mean(dim=1)
-
-
-def psnr(images: Tensor, other: Tensor, *, peak: float = 1.0) -> Tensor:
-    """Return the peak signal-to-noise ratio: two (B, C, H, W) to (B,), in dB; infinite for equal images.
-
-    Args:
-        images: Images, (B, C, H, W).
-        other: What they are compared to, (B, C, H, W).
-        peak: Difference between the largest and smallest value a pixel can have: 1 for canonical images.
-
-    Raises:
-        ShapeError: The shapes differ.
-        ConfigError: `peak` is not positive.
-
-    >>> psnr(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.1)).round(decimals=3).tolist()
-    [20.0]
-    """
-    if not peak > 0:
-        raise ConfigError(f"peak must be positive, got {peak}; it is 1 for images in [0, 1], 2 in [-1, 1].")
-    return -10 * (mse(images, other) / peak**2).log10()

@@ -158,56 +158,22 @@ def images():
     return torch.rand(2, 4, 3, 6, 6, dtype=torch.float64)
 
 
-def test_vae_loss_is_the_negative_evidence_lower_bound():
-    x, x_bar = images()
-    mean, std = torch.randn(4, 5, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64) + 0.1
-    log_gamma = torch.tensor(-3.0, dtype=torch.float64)
-    loss = objectives.vae_loss(x, x_bar, mean, std, log_gamma)
-    nll = -Normal(x_bar, math.exp(-1.5)).log_prob(x).sum(dim=(1, 2, 3))
-    torch.testing.assert_close(loss.nll, nll)
-    torch.testing.assert_close(loss.kl, objectives.kl_to_standard_normal(mean, std))
-    torch.testing.assert_close(loss.total, loss.nll + loss.kl)
-
-
-def test_vae_loss_is_least_where_gamma_is_the_mean_squared_error():
-    x, x_bar = images()
-    mean = torch.zeros(4, 5)
-    log_gamma = objectives.mse(x, x_bar).mean().log().requires_grad_()
-    objectives.vae_loss(x, x_bar, mean, mean + 1, log_gamma).total.mean().backward()
-    assert log_gamma.grad.abs() < 1e-9
-
-
-def test_vae_loss_refuses_what_does_not_fit():
-    x, x_bar = images()
-    mean = torch.zeros(4, 5)
-    with pytest.raises(ShapeError, match=r"images \(4, 3, 6, 6\), reconstructions \(3, 3, 6, 6\)"):
-        objectives.vae_loss(x, x_bar[:3], mean, mean + 1, torch.tensor(0.0))
-    with pytest.raises(ShapeError, match=r"accepted is a scalar"):
-        objectives.vae_loss(x, x_bar, mean, mean + 1, torch.zeros(3))
-    with pytest.raises(ShapeError, match=r"4 images"):
-        objectives.vae_loss(x, x_bar, mean[:3], mean[:3] + 1, torch.tensor(0.0))
-
-
-def test_mse_and_psnr_are_numpys():
-    x, x_bar = images()
-    expected = ((x - x_bar).numpy() ** 2).mean(axis=(1, 2, 3))
-    np.testing.assert_allclose(objectives.mse(x, x_bar), expected)
-    np.testing.assert_allclose(objectives.psnr(x, x_bar), 10 * np.log10(1 / expected))
-    np.testing.assert_allclose(objectives.psnr(2 * x - 1, 2 * x_bar - 1, peak=2.0), objectives.psnr(x, x_bar))
-    assert objectives.psnr(x, x).tolist() == [math.inf] * 4
-    with pytest.raises(ConfigError, match=r"peak must be positive, got 0"):
-        objectives.psnr(x, x_bar, peak=0)
-    with pytest.raises(ShapeError, match=r"must be equal"):
-        objectives.mse(x, x_bar[:2])
-
-
 def test_half_precision_is_summed_in_float32():
     v = torch.full((1, 60000), 2.0, dtype=torch.float16)
     assert objectives.standard_normal_nll(v).item() == pytest.approx(
         60000 * (2 + 0.5 * math.log(2 * math.pi)), rel=1e-4
     )
-    x = torch.zeros(1, 3, 64, 64, dtype=torch.float16)
-    assert objectives.mse(x, x + 100).item() == pytest.approx(10000)
+    spread = torch.full((1, 60000), 2.0, dtype=torch.float16)
+    assert objectives.encoder_noise_entropy(spread).item() == pytest.approx(
+        60000 * (math.log(2) + 0.5 * math.log(2 * math.pi * math.e)), rel=1e-4
+    )
+
+
+def test_a_draw_is_the_same_from_a_seed_and_from_its_generator():
+    mean, std = torch.tensor([[1.0, -1.0]]), torch.tensor([[0.5, 2.0]])
+    noise = torch.randn(1, 2, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(objectives.drawn(mean, std, 3), mean + std * noise)
+    assert torch.equal(objectives.drawn(mean, std, torch.Generator().manual_seed(3)), mean + std * noise)
 
 
 def test_the_interaction_is_that_of_a_two_way_analysis_of_variance_in_expectation():

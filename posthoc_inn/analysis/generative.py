@@ -15,6 +15,7 @@ from posthoc_inn.analysis.results import Result, by_name
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.drawing import picture_grid
 from posthoc_inn.errors import ConfigError, DataError, Problems
+from posthoc_inn.objectives import drawn
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.protocols import Decoder
 
@@ -191,8 +192,7 @@ def generative_quality(
         others = part[1 - odd :: 2]
         if len(others):
             mean, std = pipeline.encode(others)
-            noise = torch.randn(mean.shape, generator=generator).to(mean)
-            decoded = pipeline.decode(mean + std * noise).cpu()
+            decoded = pipeline.decode(drawn(mean, std, generator)).cpu()
             rebuilt.add(network(decoded), real=False)
             shown[REAL].append(real[1 - odd :: 2][:SHOWN])
             shown[RECONSTRUCTED].append(decoded[:SHOWN])

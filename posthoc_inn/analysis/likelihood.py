@@ -10,7 +10,7 @@ from torch import Tensor
 
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.flows import computing_in
-from posthoc_inn.objectives import encoder_noise_entropy, standard_normal_nll
+from posthoc_inn.objectives import drawn, encoder_noise_entropy, standard_normal_nll
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import History, Verdict
@@ -72,8 +72,7 @@ def _drawn(cache: Cache, limit: int, seed: int) -> tuple[Tensor, Tensor, Tensor]
     """Return z, z_bar drawn from the encoder, and its deviation, for the first `limit` rows."""
     index = torch.arange(min(limit, len(cache)))
     mean, std = cache["mean"].rows(index), cache["std"].rows(index)
-    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
-    return cache["z"].rows(index), mean + std * noise, std
+    return cache["z"].rows(index), drawn(mean, std, seed), std
 
 
 def _inverse(pipeline: Pipeline, v: Tensor, context: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from posthoc_inn.analysis.faithfulness import Faithfulness, compare_with_model, 
 from posthoc_inn.analysis.invariance import explained_by_invariances
 from posthoc_inn.analysis.likelihood import likelihood
 from posthoc_inn.analysis.results import Result
-from posthoc_inn.objectives import kl_to_standard_normal
+from posthoc_inn.objectives import drawn, kl_to_standard_normal
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.rows.cache import Cache, unit
 from posthoc_inn.training import History
@@ -54,8 +54,7 @@ def autoencoder_quality(pipeline: Pipeline, held_out: Cache, *, limit: int = 500
     index = torch.arange(min(limit, len(held_out)))
     images = unit(held_out["images"].rows(index))
     mean, std = held_out["mean"].rows(index), held_out["std"].rows(index)
-    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
-    decoded = pipeline.decode(mean + std * noise).cpu()
+    decoded = pipeline.decode(drawn(mean, std, seed)).cpu()
     asked: Faithfulness = compare_with_model(
         pipeline, decoded, held_out["z"].rows(index), predictions(held_out, len(index)), 1
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,44 +106,38 @@ def import_factory(text: str) -> nn.Module:
     module_name, _, path = text.partition(":")
     if not module_name or not path:
         raise ConfigError(f"--model takes PACKAGE.MODULE:FACTORY, got {text!r}.")
-    with _current_directory_on_path():
-        try:
-            found: Any = importlib.import_module(module_name)
-        except Exception as error:
-            raise ConfigError(
-                f"--model {text}: {module_name} cannot be imported ({type(error).__name__}: {error}). It is looked "
-                "for in "
-                "the installed packages and in the current directory."
-            ) from error
-        for part in path.split("."):
-            if not hasattr(found, part):
-                public = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
-                from posthoc_inn.errors import suggest
-
-                raise ConfigError(f"--model {text}: {module_name} has no {path!r}. {suggest(path, public)}")
-            found = getattr(found, part)
-        if not isinstance(found, nn.Module):
-            if not callable(found):
-                raise ConfigError(f"--model {text}: {path} is a {type(found).__name__}; a function or class is needed.")
-            try:
-                found = found()
-            except Exception as error:
-                raise ConfigError(
-                    f"--model {text}: calling {path}() raised {type(error).__name__}: {error}. It is called without "
-                    "arguments."
-                ) from error
-    if not isinstance(found, nn.Module):
-        raise ConfigError(f"--model {text}: {path}() returned a {type(found).__name__}, not a torch.nn.Module.")
-    return found.eval()
-
-
-@contextlib.contextmanager
-def _current_directory_on_path() -> Iterator[None]:
-    # Left there afterwards: a model may import more of the user's code when it is first called.
+    # Left there: a model may import more of the user's code when it is first called.
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    yield
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(
+            f"--model {text}: {module_name} cannot be imported ({type(error).__name__}: {error}). It is looked "
+            "for in "
+            "the installed packages and in the current directory."
+        ) from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            public = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
+            from posthoc_inn.errors import suggest
+
+            raise ConfigError(f"--model {text}: {module_name} has no {path!r}. {suggest(path, public)}")
+        found = getattr(found, part)
+    if not isinstance(found, nn.Module):
+        if not callable(found):
+            raise ConfigError(f"--model {text}: {path} is a {type(found).__name__}; a function or class is needed.")
+        try:
+            found = found()
+        except Exception as error:
+            raise ConfigError(
+                f"--model {text}: calling {path}() raised {type(error).__name__}: {error}. It is called without "
+                "arguments."
+            ) from error
+    if not isinstance(found, nn.Module):
+        raise ConfigError(f"--model {text}: {path}() returned a {type(found).__name__}, not a torch.nn.Module.")
+    return found.eval()
 
 
 def build_model(

@@ -12,6 +12,7 @@ from posthoc_inn import analysis
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.fit.parts import FitResult
 from posthoc_inn.fit.stages import Fit
+from posthoc_inn.objectives import drawn
 
 RELEVANCE_IMAGES = 1000
 """Held-out images that the concepts' relevance is measured on."""
@@ -92,7 +93,6 @@ def _examples(fit: Fit, result: FitResult, seed: int) -> Examples:
     rows = result.held_out
     index = torch.arange(min(len(rows), HISTOGRAM))
     mean, std = rows["mean"].rows(index), rows["std"].rows(index)
-    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
     pipeline = fit.parts.pipeline()
-    v, _ = pipeline.invariances(mean + std * noise, pipeline.context(rows["z"].rows(index)))
+    v, _ = pipeline.invariances(drawn(mean, std, seed), pipeline.context(rows["z"].rows(index)))
     return Examples(fit.parts.held_out.first(EXAMPLES), v.cpu())

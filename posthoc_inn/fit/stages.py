@@ -24,6 +24,7 @@ from posthoc_inn.fit.parts import FitResult, Parts, checkpoint_of
 from posthoc_inn.fit.plan import Paces, Plan, make_plan
 from posthoc_inn.fit.request import FitRequest
 from posthoc_inn.flows import set_compute_dtype
+from posthoc_inn.objectives import drawn
 from posthoc_inn.progress import Reporter
 from posthoc_inn.rows.cache import DEFAULT_BUDGET, Cache
 from posthoc_inn.rows.reader import RowReader
@@ -258,9 +259,8 @@ class Fit:
         )
         pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))[:INITIALIZATION_ROWS]
         mean, std = rows["mean"].rows(pick), rows["std"].rows(pick)
-        noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(config.seed))
         flow.initialize(
-            (mean + std * noise).to(parts.device), rows["z"].rows(pick).float().to(parts.device), force=True
+            drawn(mean, std, config.seed).to(parts.device), rows["z"].rows(pick).float().to(parts.device), force=True
         )
         parts.set_precision(flow)
         task = FlowTask(

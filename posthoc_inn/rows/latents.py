@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from posthoc_inn.objectives import drawn
 from posthoc_inn.rows.cache import Cache, joined_rows
 
 
@@ -42,4 +43,4 @@ class Rows:
     def drawn(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Return one draw of each row `index` (B,): (B, D)."""
         mean, std = self.at(index)
-        return mean + std * torch.randn(mean.shape, generator=generator)
+        return drawn(mean, std, generator)

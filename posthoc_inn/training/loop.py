@@ -7,7 +7,6 @@ the interrupted one to the bit, and no generator state has to be saved.
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import signal
 import threading
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from posthoc_inn.config import TrainConfig
 from posthoc_inn.errors import TrainingError
@@ -146,10 +146,29 @@ class Loop:
         self.module, self.optimizer = fabric.setup(task.module, optimizer)
         self.parameters = [p for p in task.module.parameters() if p.requires_grad]
         self.best: dict[str, Tensor] = {}
-        self.average = copy.deepcopy(task.module.state_dict()) if config.ema else {}
+        self.averaged = self._moving_average() if config.ema else None
         self.recent: list[float] = []
         self.last_loss = math.nan
         self.nonfinite_in_a_row = 0
+
+    def _moving_average(self) -> AveragedModel:
+        """Return the average of the weights: exponential, faster at first, while the weights run away from chance."""
+
+        def average(averaged: Any, current: Any, count: Any) -> None:
+            decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+            if averaged[0].is_floating_point():
+                torch._foreach_lerp_(averaged, current, 1 - decay)
+            else:
+                torch._foreach_copy_(averaged, current)
+
+        found = AveragedModel(self.task.module, multi_avg_fn=average, use_buffers=True)
+        found.n_averaged.fill_(1)  # the initial weights count
+        return found
+
+    @property
+    def average(self) -> dict[str, Tensor]:
+        """The averaged weights and buffers; empty where none are kept."""
+        return {} if self.averaged is None else self.averaged.module.state_dict()
 
     def run(self, progress: Progress | None) -> History:
         """Train until the steps are done, patience runs out, or Ctrl-C."""
@@ -203,8 +222,8 @@ class Loop:
             return norm
         self.nonfinite_in_a_row = 0
         clipped_step(self.raw_optimizer, norm, config.clip or math.inf)
-        if self.average:
-            _update_average(self.average, self.task.module.state_dict(), config.ema, self.step)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.task.module)
         self.last_loss = float(loss.detach())
         self.recent.append(self.last_loss)
         return norm
@@ -292,21 +311,14 @@ class Loop:
             self.task.module.load_state_dict(part("module."))
         except RuntimeError as error:
             raise TrainingError(f"{path} belongs to another network: {error}") from None
-        self.best, self.average = part("best."), part("average.")
+        self.best = part("best.")
+        if self.averaged is not None:
+            self.averaged.module.load_state_dict(part("average."))
         load_optimizer(self.raw_optimizer, tensors)
         self.step = state["step"]
         self.history = History.from_dict(state["history"])
         self.recent = state["recent"]
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
-
-
-def _update_average(average: dict[str, Tensor], current: dict[str, Tensor], decay: float, step: int) -> None:
-    decay = min(decay, (1 + step) / (10 + step))
-    for key, value in current.items():
-        if value.is_floating_point():
-            average[key].lerp_(value.to(average[key].dtype), 1 - decay)
-        else:
-            average[key].copy_(value)
 
 
 @contextlib.contextmanager

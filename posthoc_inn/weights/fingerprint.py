@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -50,11 +50,25 @@ def plain_state(model: nn.Module | Mapping[str, Any]) -> dict[str, Tensor]:
     ['weight', 'bias']
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    for prefix in _WRAPPERS:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
+    return without_wrappers({name: value for name, value in state.items() if isinstance(value, Tensor)})
+
+
+def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state` under the names that it has without DataParallel and torch.compile, however they are nested.
+
+    >>> list(without_wrappers({"module._orig_mod.weight": torch.zeros(1)}))
+    ['weight']
+    """
+    found = dict(state)
+    prefix = _common_wrapper(found)
+    while prefix is not None:
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+        prefix = _common_wrapper(found)
+    return found
+
+
+def _common_wrapper(names: Collection[str]) -> str | None:
+    return next((p for p in _WRAPPERS if names and all(name.startswith(p) for name in names)), None)
 
 
 def _tensors(model: nn.Module | Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from posthoc_inn.errors import DataError
+from posthoc_inn.weights.fingerprint import without_wrappers
 
 SAFETENSORS = (".safetensors",)
 TORCH_FILES = (".pth", ".pt", ".th", ".ckpt", ".bin")
@@ -36,8 +37,6 @@ _CONTAINERS = (
     "weights",
 )
 """Keys under which training scripts keep the weights beside optimizer and epoch."""
-_WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
 _PROBE_CLASSES = 1009
 """A prime that is no layer's width, so that shapes containing it follow the number of classes."""
 _OPTIONAL = "num_batches_tracked"
@@ -87,7 +86,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     if suffix not in SUFFIXES:
         raise DataError(f"Weights are read from {_one_of(SUFFIXES)} files, got {path}.")
     content: Any = _read_safetensors(path) if suffix in SAFETENSORS else _read_torch(path)
-    return _without_wrappers(_find_tensors(content, path))
+    return without_wrappers(_find_tensors(content, path))
 
 
 def load_weights(model: nn.Module, path: str | Path, *, rename: Callable[[str], str] | None = None) -> nn.Module:
@@ -252,17 +251,6 @@ def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
         f"{path} holds no weights: found {got}. Accepted is a dict of tensors (a state_dict), also one level "
         f"down under {', '.join(map(repr, _CONTAINERS))}."
     )
-
-
-def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    changed = True
-    while changed:
-        changed = False
-        for prefix in _WRAPPERS:
-            if all(name.startswith(prefix) for name in state):
-                state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-                changed = True
-    return state
 
 
 def _without_common_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

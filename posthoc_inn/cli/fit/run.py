@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -30,23 +28,12 @@ from posthoc_inn.interpreter import Interpreter
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.training.classifier import CLASSIFIER_TRAINING, chance, classes_of
 from posthoc_inn.training.precision import choose_precision
+from posthoc_inn.training.threads import using_threads
 
 CHECKED = 1000
 """Held-out images that the model's accuracy is measured on."""
 STAGES = 6
 """Of a fit, measuring and writing included; two more where the model is trained, one less with a given autoencoder."""
-
-
-@contextlib.contextmanager
-def threads(number: int | None) -> Iterator[None]:
-    """Use `number` CPU threads, and put the old number back."""
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def fit_run(options: FitOptions) -> None:
@@ -57,7 +44,7 @@ def fit_run(options: FitOptions) -> None:
         KeyboardInterrupt: After Ctrl-C.
     """
     keep_freed_memory()
-    with threads(options.threads):
+    with using_threads(options.threads or torch.get_num_threads()):
         Run(options).go()
 
 
