@@ -10,7 +10,7 @@ from posthoc_inn.plugins.hookspecs import Register, hookimpl
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
     from torch.utils.data import Dataset
 
     from posthoc_inn.protocols import ConceptSource
@@ -44,6 +44,12 @@ def _spline(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn
     from posthoc_inn.flows import COUPLINGS
 
     return COUPLINGS["spline"](config, index, generator=generator)
+
+
+def _ssim() -> Callable[[Tensor, Tensor], Tensor]:
+    from posthoc_inn.builtin.ssim import ssim
+
+    return ssim
 
 
 def _attribute_source(data: Dataset[Any], *, seed: int, names: str = "", agree: str = "drawn") -> ConceptSource:
@@ -186,6 +192,20 @@ def register_concept_sources(register: Register[ConceptSource]) -> None:
         },
         licence="MIT",
         description="folders of pairs of images that share, or differ in, a concept",
+    )
+
+
+@hookimpl
+def register_image_metrics(register: Register[Callable[[Tensor, Tensor], Tensor]]) -> None:
+    """Register structural similarity."""
+    register(
+        "ssim",
+        _ssim,
+        higher_is_better=True,
+        min_size=11,
+        licence="MIT",
+        reference="Wang, Bovik, Sheikh, Simoncelli: Image quality assessment (IEEE TIP 13(4), 2004)",
+        description="structural similarity: 1 for equal images, near 0 for unrelated ones",
     )
 
 
