@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from posthoc_inn.config import AutoencoderConfig, FlowConfig, ImageSpec
@@ -10,7 +11,7 @@ from posthoc_inn.plugins.hookspecs import Register, hookimpl
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
     from torch.utils.data import Dataset
 
     from posthoc_inn.protocols import ConceptSource
@@ -46,6 +47,12 @@ def _spline(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn
     return COUPLINGS["spline"](config, index, generator=generator)
 
 
+def _ssim() -> Callable[[Tensor, Tensor], Tensor]:
+    from posthoc_inn.builtin.ssim import ssim
+
+    return ssim
+
+
 def _attribute_source(data: Dataset[Any], *, seed: int, names: str = "", agree: str = "drawn") -> ConceptSource:
     from posthoc_inn.concepts import AttributeSource, attributes_of
 
@@ -74,9 +81,17 @@ def _sketches(
 
     stylize = StyleTransfer.from_backbone(backbone, weights=weights, style_weight=style_weight, steps=steps, seed=seed)
     return SketchSource(
-        data, sketch_a, sketch_b, name=name, stylize=stylize, images=images, size=size, sharing=sharing, cache=cache,
+        data,
+        sketch_a,
+        sketch_b,
+        name=name,
+        stylize=stylize,
+        images=images,
+        size=size,
+        sharing=sharing,
+        cache=cache,
         seed=seed,
-    )  # fmt: skip
+    )
 
 
 def _folders(data: Dataset[Any], *, seed: int, root: str, size: int, channels: int = 3) -> ConceptSource:
@@ -87,60 +102,118 @@ def _folders(data: Dataset[Any], *, seed: int, root: str, size: int, channels: i
 
 def _analysis(name: str) -> Callable[[], Any]:
     def build() -> Any:
-        from posthoc_inn.analysis import by_name as builtin_analyses
+        from posthoc_inn.analysis import by_name
 
-        return getattr(builtin_analyses, name)
+        return getattr(by_name, name)
 
     return build
 
 
-ANALYSES: dict[str, tuple[str, tuple[str, ...], str, dict[str, str]]] = {
-    "explained-by-invariances": (
-        "explained", ("t",), "MSC eq. 19: share of the latent's variance that the layer ignores",
+@dataclass(frozen=True)
+class Analysis:
+    """One of the papers' analyses.
+
+    Attributes:
+        name: What users type.
+        function: Its function in `posthoc_inn.analysis.by_name`.
+        needs: What must have been fitted.
+        description: What it is, in a line.
+        options: Name -> one line of help.
+    """
+
+    name: str
+    function: str
+    needs: tuple[str, ...]
+    description: str
+    options: Mapping[str, str]
+
+
+ANALYSES = (
+    Analysis(
+        "explained-by-invariances",
+        "explained",
+        ("t",),
+        "MSC eq. 19: share of the latent's variance that the layer ignores",
         {"samples": "latents in all (10000)"},
     ),
-    "concept-relevance": (
-        "relevance", ("t", "e"), "MSC eq. 20: what the layer determines of each concept, beside the first-order share",
+    Analysis(
+        "concept-relevance",
+        "relevance",
+        ("t", "e"),
+        "MSC eq. 20: what the layer determines of each concept, beside the first-order share",
         {"samples": "latents in all (10000)"},
     ),
-    "edits": ("edits", ("e",), "MSC eq. 7: each concept taken from another image", {"images": "images edited (200)"}),
-    "invariance-maps": (
-        "maps", ("t",), "MSC fig. 3: where samples vary",
+    Analysis(
+        "edits",
+        "edits",
+        ("e",),
+        "MSC eq. 7: each concept taken from another image",
+        {"images": "images edited (200)"},
+    ),
+    Analysis(
+        "invariance-maps",
+        "maps",
+        ("t",),
+        "MSC fig. 3: where samples vary",
         {"images": "images (32)", "samples": "samples an image (32)"},
     ),
-    "recombination": (
-        "recombination", ("t",), "what the layer sees of one image with what it ignores of another",
+    Analysis(
+        "recombination",
+        "recombination",
+        ("t",),
+        "what the layer sees of one image with what it ignores of another",
         {"images": "images (6)"},
     ),
-    "attack": (
-        "attack", ("t",), "MSC fig. 5: what an adversarial attack changes of z (needs captum)",
+    Analysis(
+        "attack",
+        "attack",
+        ("t",),
+        "MSC fig. 5: what an adversarial attack changes of z (needs captum)",
         {"images": "images (64)", "method": "fgsm or pgd (fgsm)", "epsilon": "in units of [0, 1] (8/255)"},
     ),
-    "response": (
-        "response", ("e",), "IIN 4.2: how the model responds to a walk in each concept, through the decoder",
+    Analysis(
+        "response",
+        "response",
+        ("e",),
+        "IIN 4.2: how the model responds to a walk in each concept, through the decoder",
         {"images": "images (60)", "steps": "steps of the walk (60)"},
     ),
-    "response-map": (
-        "response_map", ("e",), "IIN fig. 10: walks in the concepts among the latents, by UMAP (needs umap-learn)",
+    Analysis(
+        "response-map",
+        "response_map",
+        ("e",),
+        "IIN fig. 10: walks in the concepts among the latents, by UMAP (needs umap-learn)",
         {"images": "images (500)", "steps": "steps of a walk (50)"},
     ),
-    "sensitivity": (
-        "sensitivity", ("e",), "MSC fig. 7: how far an edit of each concept moves the representation",
+    Analysis(
+        "sensitivity",
+        "sensitivity",
+        ("e",),
+        "MSC fig. 7: how far an edit of each concept moves the representation",
         {"images": "images (200)"},
     ),
-    "generative": (
-        "generative", ("e",), "IIN tab. 2: samples of e by their Fréchet distance (needs torchmetrics)",
+    Analysis(
+        "generative",
+        "generative",
+        ("e",),
+        "IIN tab. 2: samples of e by their Fréchet distance (needs torchmetrics)",
         {"images": "images (1000)"},
     ),
-}  # fmt: skip
-"""Name -> (function of `builtin_analyses`, what must have been fitted, what it is, options)."""
+)
 
 
 @hookimpl
 def register_analyses(register: Register[Any]) -> None:
     """Register the papers' analyses."""
-    for name, (function, needs, description, own) in ANALYSES.items():
-        register(name, _analysis(function), needs=needs, description=description, options=own, licence="MIT")
+    for one in ANALYSES:
+        register(
+            one.name,
+            _analysis(one.function),
+            needs=one.needs,
+            description=one.description,
+            options=dict(one.options),
+            licence="MIT",
+        )
 
 
 @hookimpl
@@ -186,6 +259,20 @@ def register_concept_sources(register: Register[ConceptSource]) -> None:
         },
         licence="MIT",
         description="folders of pairs of images that share, or differ in, a concept",
+    )
+
+
+@hookimpl
+def register_image_metrics(register: Register[Callable[[Tensor, Tensor], Tensor]]) -> None:
+    """Register structural similarity."""
+    register(
+        "ssim",
+        _ssim,
+        higher_is_better=True,
+        min_size=11,
+        licence="MIT",
+        reference="Wang, Bovik, Sheikh, Simoncelli: Image quality assessment (IEEE TIP 13(4), 2004)",
+        description="structural similarity: 1 for equal images, near 0 for unrelated ones",
     )
 
 

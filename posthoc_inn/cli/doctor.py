@@ -1,4 +1,4 @@
-"""`posthoc-inn doctor`: is everything here that is needed, and how fast is it?"""
+"""`posthoc-inn doctor`: is all here that is needed, and how fast is it?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import click
 
 MIN_PYTHON = (3, 11)
 MIN_FREE = 5 * 2**30
-"""Bytes on disk that a fit on a middling data set can need."""
+"""Bytes on disk that a fit on a data set of middling size can need."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Check:
 def command(ctx: click.Context, as_json: bool) -> None:
     """Check this machine: Python, dependencies, threads, precision, plugins, disk space.
 
-    Exit code 1 where something is broken.
+    The exit code is 1 where something is broken.
     """
     checks: list[Check] = []
     for look in (_python, _dependencies, _torch, _precision, _data, _plugins, _disk):
@@ -71,7 +71,7 @@ def _dependencies() -> list[Check]:
     try:
         required = importlib.metadata.requires("posthoc-inn") or []
     except importlib.metadata.PackageNotFoundError:
-        return [Check("posthoc-inn", "warn", "is not installed, only imported: plugins' names may be missing")]
+        return [Check("posthoc-inn", "warn", "is imported but not installed: plugins may be missing")]
     checks = [Check("posthoc-inn", "ok", importlib.metadata.version("posthoc-inn"))]
     for line in required:
         if "extra ==" in line:
@@ -80,10 +80,10 @@ def _dependencies() -> list[Check]:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            checks.append(Check(name, "broken", "is missing: pip install " + name))
+            checks.append(Check(name, "broken", f"is missing: pip install {name}"))
             continue
         is_old = _numbers(version) < _numbers(minimum)
-        told = f"{version} (at least {minimum} is needed: pip install -U {name})" if is_old else version
+        told = f"{version} is too old, at least {minimum} is needed: pip install -U {name}" if is_old else version
         checks.append(Check(name, "broken" if is_old else "ok", told))
     return checks
 
@@ -111,22 +111,17 @@ def _torch() -> list[Check]:
 
     device = choose_device("auto")
     told = f"{device.type}" + (f" ({torch.cuda.get_device_name(0)})" if device.type == "cuda" else "")
-    threads, cores = (
-        torch.get_num_threads(),
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    )
+    threads = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     checks = [Check("device", "ok", told)]
     if cores is not None and threads > cores:
-        checks.append(
-            Check(
-                "threads", "warn", f"{threads} for {cores} cores: slower than it could be; set OMP_NUM_THREADS={cores}"
-            )
-        )
+        told = f"{threads} for {cores} cores, which is slower than {cores}: set OMP_NUM_THREADS={cores}"
+        checks.append(Check("threads", "warn", told))
     else:
         checks.append(Check("threads", "ok", f"{threads} of {cores} cores"))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if cores is not None and load > 1.25 * cores:
-        checks.append(Check("load", "warn", f"{load:.1f} on {cores} cores: other programs run, so fits take longer"))
+        checks.append(Check("load", "warn", f"{load:.1f} on {cores} cores. Other programs run, so a fit takes longer"))
     return checks
 
 
@@ -139,8 +134,8 @@ def _precision() -> list[Check]:
     chosen = choose_precision("auto", choose_device("auto"))
     a = torch.eye(64)
     if not torch.equal(a @ a, a):
-        return [Check("arithmetic", "broken", "a matrix product gives wrong numbers: reinstall torch")]
-    return [Check("precision", "ok", f"{chosen}; bf16 products are {gain:.1f} times as fast as fp32 on this CPU")]
+        return [Check("arithmetic", "broken", "a matrix product gives wrong numbers. Install torch anew")]
+    return [Check("precision", "ok", f"{chosen}. On this CPU, bf16 products are {gain:.1f} times as fast as fp32")]
 
 
 def _data() -> list[Check]:
@@ -166,7 +161,7 @@ def _plugins() -> list[Check]:
             Check(
                 "posthoc-inn-torchvision",
                 "warn",
-                "not installed: the example uses the built-in small_cnn instead of SqueezeNet",
+                "is not installed. The example takes the built-in small_cnn instead of SqueezeNet",
             )
         )
     return checks
@@ -184,9 +179,9 @@ def _disk() -> list[Check]:
         status: Literal["ok", "warn", "broken"] = "ok" if free >= MIN_FREE else "warn"
         told = f"{free / 2**30:.0f} GiB free in {where}"
         if not os.access(where, os.W_OK):
-            status, told = "warn", f"{where} cannot be written; run fit with --out elsewhere"
+            status, told = "warn", f"{where} cannot be written. Run fit with an --out elsewhere"
         elif status == "warn":
-            told += "; the cache of a large data set may not fit"
+            told += ". The cache of a large data set may not fit"
         checks.append(Check(name, status, told))
     return checks
 
@@ -208,10 +203,7 @@ def _show(checks: list[Check]) -> None:
     console.print(table)
     bad = [check.name for check in checks if check.status == "broken"]
     warned = sum(check.status == "warn" for check in checks)
-    console.print(
-        Text(
-            f"\nBroken: {', '.join(bad)}."
-            if bad
-            else "\nEverything that is needed is here." + (f" {warned} to look at." if warned else "")
-        )
-    )
+    ending = f"Broken: {', '.join(bad)}." if bad else "Everything that is needed is here."
+    if warned and not bad:
+        ending += f" {warned} to look at."
+    console.print(Text(f"\n{ending}"))

@@ -11,13 +11,13 @@ import click
 @click.command("plugins")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
-    "--names", metavar="KIND", help="Print every name of one kind (backbone, dataset, ...), the open-ended too."
+    "--names", metavar="KIND", help="Print all names of one kind (backbone, dataset, ...), those with a prefix too."
 )
 def command(as_json: bool, names: str | None) -> None:
     """List what is registered, and by whom.
 
-    Installing a plugin is trusting it. POSTHOC_INN_PLUGINS=none switches all of them off; a comma-separated list of
-    distributions leaves only these on.
+    To install a plugin is to trust it: its code runs. POSTHOC_INN_PLUGINS=none switches all of them off. A
+    comma-separated list of distributions leaves only these on.
     """
     from posthoc_inn.errors import UnknownNameError, suggest
     from posthoc_inn.plugins import get_plugin_manager
@@ -61,7 +61,8 @@ def _show(plugins: list[dict[str, Any]], conflicts: list[str]) -> None:
     if opened:
         example = opened[0].replace("*", "NAME")
         console.print(
-            f"\n{', '.join(opened)} stand for every name of that library ({example}); "
-            "`posthoc-inn plugins --names backbone` lists all.",
-            markup=False, highlight=False,
-        )  # fmt: skip
+            f"\n{', '.join(opened)} stand for every name of that library, such as {example}. "
+            "`posthoc-inn plugins --names backbone` lists them all.",
+            markup=False,
+            highlight=False,
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from posthoc_inn.plugins.environment import limit_from_environment
 from posthoc_inn.plugins.hookspecs import FitEvent, hookimpl
-from posthoc_inn.plugins.manager import PluginManager, get_plugin_manager, hook_names, limit_from_environment
+from posthoc_inn.plugins.implementation import hook_names
+from posthoc_inn.plugins.manager import PluginManager, get_plugin_manager
 
 __all__ = ["FitEvent", "PluginManager", "get_plugin_manager", "hook_names", "hookimpl", "limit_from_environment"]

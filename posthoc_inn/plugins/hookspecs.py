@@ -115,7 +115,9 @@ def register_autoencoders(register: Register[nn.Module]) -> None:
     """Register encoder and decoder pairs. Called once, when plugins are loaded.
 
     Factory: ``factory(config: AutoencoderConfig) -> nn.Module`` with `config`, `latent_dim`, ``encode(images)
-    -> (mean, std)``, each (B, D), and ``decode(z_bar) -> images``, images (B, C, H, W) in [0, 1].
+    -> (mean, std)``, each (B, D), and ``decode(z_bar) -> images``, images (B, C, H, W) in [0, 1]. One with
+    ``loss(images, noise)`` is trained by a fit, which needs what `posthoc_inn.autoencoders.TrainableAutoencoder` has;
+    any other is taken as it is.
 
     Metadata: `sizes`, image sizes in pixels it can be built for; `channels`, channels it can be built for.
     """
@@ -169,7 +171,8 @@ def register_datasets(register: Register[Dataset[Any]]) -> None:
 def register_image_metrics(register: Register[Callable[[Tensor, Tensor], Tensor]]) -> None:
     """Register measures of how far two images are apart. Called once, when plugins are loaded.
 
-    Factory: ``factory() -> metric`` with ``metric(a, b) -> (B,)`` for images a, b (B, C, H, W) in [0, 1].
+    Factory: ``factory() -> metric`` with ``metric(a, b) -> (B,)``, finite, for images a, b (B, C, H, W) in [0, 1].
+    A fit measures reconstructions by those that its user names.
 
     Metadata: `higher_is_better`, False unless given; `min_size`, the smallest height and width in pixels.
     """
@@ -198,8 +201,10 @@ def register_commands(cli: click.Group) -> None:
 
 @hookspec
 def fit_started(event: FitEvent) -> None:
-    """Called in the fitting process before the first stage; ``event.stage`` is "fit".
+    """Called in the fitting process when training starts, after everything was prepared; ``event.stage`` is "fit".
 
+    The events of a fit come in this order: `fit_started`, `fit_stage_finished` for each stage that is trained, then
+    `fit_finished` or `fit_failed`. A fit that cannot be prepared (wrong arguments, unreadable images) has no events.
     What a fit hook raises is reported as a warning that names its distribution; the fit goes on.
     """
 
@@ -211,7 +216,7 @@ def fit_stage_finished(event: FitEvent) -> None:
 
 @hookspec
 def fit_finished(event: FitEvent) -> None:
-    """Called once at the end of a fit that went well; ``event.info`` holds its metrics."""
+    """Called once at the end of a fit that went well; ``event.info["seconds"]`` is how long its stages took."""
 
 
 @hookspec

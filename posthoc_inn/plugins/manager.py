@@ -1,17 +1,12 @@
 """The typed plugin manager: lists without importing, loads each plugin alone, survives the broken ones.
 
-Which plugins are loaded: all that are installed, unless the environment variable POSTHOC_INN_PLUGINS is set.
-Empty or "none" leaves the core's own registrations only; otherwise it lists distributions or entry points,
-comma-separated. Installing a package is the user's act of trust; nothing that is read from a file can name
-code to import.
+Installing a package is the user's act of trust; nothing that is read from a file can name code to import.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-import os
-import re
+import importlib
 import warnings
 from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import EntryPoint
@@ -29,8 +24,16 @@ from posthoc_inn.errors import (
     suggest,
 )
 from posthoc_inn.plugins import hookspecs
+from posthoc_inn.plugins.environment import (
+    ENVIRONMENT,
+    installed_entry_points,
+    limit_from_environment,
+    normalize,
+    owner_of,
+)
 from posthoc_inn.plugins.hookspecs import PROJECT, FitEvent
-from posthoc_inn.plugins.registry import Absent, PluginRegistry, describe
+from posthoc_inn.plugins.implementation import checked_hooks
+from posthoc_inn.plugins.registry import Absent, Registry, describe
 from posthoc_inn.plugins.staging import PluginInfo, Staged
 
 if TYPE_CHECKING:
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
     from posthoc_inn.config import ImageSpec
     from posthoc_inn.protocols import ConceptSource
 
-ENVIRONMENT = "POSTHOC_INN_PLUGINS"
 CORE = "posthoc-inn"
 """The core's own distribution, whose registrations go through the same plugin hooks as anybody's."""
 _CORE_ENTRY_POINT = EntryPoint(name="core", value="posthoc_inn.builtin.hooks", group=PROJECT)
@@ -72,13 +74,13 @@ class PluginManager:
         only: Collection[str] | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        self.backbones: PluginRegistry[nn.Module] = PluginRegistry("backbone")
-        self.autoencoders: PluginRegistry[nn.Module] = PluginRegistry("autoencoder")
-        self.flows: PluginRegistry[nn.Module] = PluginRegistry("flow")
-        self.concept_sources: PluginRegistry[ConceptSource] = PluginRegistry("concept source")
-        self.datasets: PluginRegistry[Dataset[Any]] = PluginRegistry("dataset")
-        self.image_metrics: PluginRegistry[Callable[[Tensor, Tensor], Tensor]] = PluginRegistry("image metric")
-        self.analyses: PluginRegistry[Any] = PluginRegistry("analysis")
+        self.backbones: Registry[nn.Module] = Registry("backbone")
+        self.autoencoders: Registry[nn.Module] = Registry("autoencoder")
+        self.flows: Registry[nn.Module] = Registry("flow")
+        self.concept_sources: Registry[ConceptSource] = Registry("concept source")
+        self.datasets: Registry[Dataset[Any]] = Registry("dataset")
+        self.image_metrics: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("image metric")
+        self.analyses: Registry[Any] = Registry("analysis")
         self.commands: dict[str, tuple[str, click.Command]] = {}
         self._entry_points = list(installed_entry_points() if entry_points is None else entry_points)
         self._only = None if only is None else {normalize(name) for name in only}
@@ -92,7 +94,7 @@ class PluginManager:
         self._pluggy.add_hookspecs(hookspecs)
 
     @property
-    def registries(self) -> dict[str, PluginRegistry[Any]]:
+    def registries(self) -> dict[str, Registry[Any]]:
         """Hook that fills it -> registry."""
         return {
             "register_backbones": self.backbones,
@@ -163,7 +165,7 @@ class PluginManager:
         key = f"{info.distribution}:{info.entry_point}"
         self._pluggy.register(plugin, name=key)
         try:
-            info.hooks = self._checked_hooks(plugin)
+            info.hooks = checked_hooks(self._pluggy, plugin)
             for hook, registry in self.registries.items():
                 if hook in info.hooks:
                     self._call(plugin, hook, register=staged.register_for(registry.kind))
@@ -179,24 +181,6 @@ class PluginManager:
         self._plugins[key] = (info, plugin)
         self._commit(staged, info)
 
-    def _checked_hooks(self, plugin: object) -> list[str]:
-        callers = self._pluggy.get_hookcallers(plugin) or []
-        try:
-            self._pluggy.check_pending()
-        except pluggy.PluginValidationError as error:
-            unknown = sorted(c.name for c in callers if not c.has_spec())
-            raise PluginError(
-                "; ".join(f"there is no plugin hook {name!r}. {suggest(name, hook_names())}" for name in unknown)
-            ) from error
-        hooks = sorted(c.name for c in callers if c.has_spec())
-        for name in hook_names():
-            unmarked = getattr(plugin, name, None)
-            if name not in hooks and callable(unmarked) and unmarked is not getattr(hookspecs, name):
-                raise PluginError(f"{name} is not marked with @posthoc_inn.hookimpl")
-        if not hooks:
-            raise PluginError("it implements no plugin hook; mark functions with @posthoc_inn.hookimpl")
-        return hooks
-
     def _call(self, plugin: object, hook: str, **kwargs: Any) -> None:
         others = [p for p in self._pluggy.get_plugins() if p is not plugin]
         self._pluggy.subset_hook_caller(hook, others)(**kwargs)
@@ -205,7 +189,7 @@ class PluginManager:
         for registry in self.registries.values():
             for (kind, _), entry in staged.entries.items():
                 if kind == registry.kind:
-                    registry.offer(entry)
+                    registry.add(entry)
             for (kind, _), opened in staged.opened.items():
                 if kind == registry.kind:
                     registry.add_open_ended(opened)
@@ -253,7 +237,7 @@ class PluginManager:
         """Return one sentence for each name that two distributions register."""
         return [text for registry in self.registries.values() for text in registry.contested.values()]
 
-    def build(self, registry: PluginRegistry[Any], name: str, *args: Any, **kwargs: Any) -> Any:
+    def build(self, registry: Registry[Any], name: str, *args: Any, **kwargs: Any) -> Any:
         """Call the factory registered as `name` in one of the registries.
 
         Raises:
@@ -405,37 +389,6 @@ def _contested_command(name: str, first: str, second: str) -> click.Command:
         )
 
     return click.Command(name, callback=refuse, help=f"Unusable: registered by both {first} and {second}.")
-
-
-def hook_names() -> list[str]:
-    """Return the name of every plugin hook, sorted."""
-    return sorted(name for name, spec in vars(hookspecs).items() if hasattr(spec, f"{PROJECT}_spec"))
-
-
-def normalize(name: str) -> str:
-    """Return a distribution's or entry point's name as package indexes compare them."""
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
-def owner_of(entry_point: EntryPoint) -> tuple[str, str]:
-    """Return name and version of the distribution of an entry point; its module where there is none."""
-    distribution = entry_point.dist
-    if distribution is None:
-        return entry_point.value.partition(":")[0], ""
-    return distribution.name or entry_point.module, distribution.version or ""
-
-
-def installed_entry_points() -> list[EntryPoint]:
-    """Return the entry points of every installed plugin, sorted by distribution; imports none of them."""
-    return sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda e: (*owner_of(e), e.name))
-
-
-def limit_from_environment() -> list[str] | None:
-    """Return the names POSTHOC_INN_PLUGINS limits plugins to; None when it is not set."""
-    value = os.environ.get(ENVIRONMENT)
-    if value is None:
-        return None
-    return [] if value.strip().lower() == "none" else [name for name in value.split(",") if name.strip()]
 
 
 @functools.cache

@@ -1,19 +1,35 @@
-"""The registry plugins fill: open-ended names (``timm:resnet18``), contested names, absent plugins."""
+"""The registry plugins fill: entries, open-ended names (``timm:resnet18``), contested names, absent plugins."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from posthoc_inn.errors import DuplicateNameError, PluginError, PosthocInnError, UnknownNameError
-from posthoc_inn.plugins.entries import Entry, Registry
 
 T = TypeVar("T")
 
 MAX_SHOWN = 12
 """How many names an error lists."""
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """One registered thing.
+
+    Attributes:
+        name: The name users type.
+        factory: Builds the thing; heavy imports happen in here.
+        distribution: The distribution that registered it.
+        metadata: What is known without building it (see the registering plugin hook for its keys).
+    """
+
+    name: str
+    factory: Callable[..., T]
+    distribution: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,35 +60,51 @@ class Absent:
     names: frozenset[str] = frozenset()
 
 
-class PluginRegistry(Registry[T]):
-    """A `Registry` filled by several distributions, which refuses to guess between them.
+class Registry(Generic[T]):
+    """Names to factories, filled by several distributions; it refuses to guess between them.
 
     A name that two of them register stays listed, and is an error for whoever asks for it, not for anybody
     else.
 
-    >>> backbones = PluginRegistry("backbone")
-    >>> backbones.offer(Entry("tiny", lambda: 42, "mine"))
+    >>> backbones = Registry("backbone")
+    >>> backbones.add(Entry("tiny", lambda: 42, "mine"))
     >>> numbers = OpenEnded("n", lambda: ["1", "2"], lambda n: (lambda: int(n)), None, "numbers")
     >>> backbones.add_open_ended(numbers)
     >>> backbones.get("n:2").factory(), backbones.names(), backbones.prefixes()
     (2, ['tiny'], ['n'])
-    >>> backbones.offer(Entry("tiny", lambda: 43, "theirs"))
+    >>> backbones.get("tinny")
+    Traceback (most recent call last):
+    ...
+    posthoc_inn.errors.UnknownNameError: There is no backbone 'tinny'. Did you mean 'tiny'? Known: tiny, n:NAME.
+    >>> backbones.add(Entry("tiny", lambda: 43, "theirs"))
     >>> sorted(backbones.contested)
     ['tiny']
     """
 
     def __init__(self, kind: str) -> None:
-        super().__init__(kind)
+        self.kind = kind
         self.contested: dict[str, str] = {}
         self.absent: list[Absent] = []
+        self._entries: dict[str, Entry[T]] = {}
         self._open: dict[str, OpenEnded[T]] = {}
 
-    def offer(self, entry: Entry[T]) -> None:
-        """Register `entry`; where its name is taken, mark the name as contested instead of raising."""
-        try:
-            self.add(entry.name, entry.factory, distribution=entry.distribution, **entry.metadata)
-        except DuplicateNameError as error:
-            self.contested[entry.name] = str(error)
+    def add(self, entry: Entry[T]) -> None:
+        """Register `entry`; where its name is taken, mark the name as contested.
+
+        Raises:
+            UnknownNameError: Its name is no text, is empty or has white space.
+        """
+        name = entry.name
+        if not isinstance(name, str) or not name.strip() or any(c.isspace() for c in name):
+            raise UnknownNameError(
+                f"{entry.distribution} registers a {self.kind} under {name!r}; a name is text without white space."
+            )
+        taken = self._entries.setdefault(name, entry)
+        if taken is not entry:
+            self.contested[name] = (
+                f"The {self.kind} {name!r} is registered by both {taken.distribution} and "
+                f"{entry.distribution}; uninstall one, or leave it out with POSTHOC_INN_PLUGINS."
+            )
 
     def add_open_ended(self, opened: OpenEnded[T]) -> None:
         """Register a prefix; where it is taken, mark it as contested."""
@@ -82,6 +114,10 @@ class PluginRegistry(Registry[T]):
                 f"The {self.kind}s '{opened.prefix}:...' are registered by both {taken.distribution} and "
                 f"{opened.distribution}; uninstall one, or leave it out with POSTHOC_INN_PLUGINS."
             )
+
+    def names(self) -> list[str]:
+        """Return every listed name, sorted."""
+        return sorted(self._entries)
 
     def prefixes(self) -> list[str]:
         """Return every prefix of open-ended names, sorted."""
@@ -178,8 +214,11 @@ class PluginRegistry(Registry[T]):
         return self._find(str(name)) is not None
 
     def __iter__(self) -> Iterator[Entry[T]]:
-        """Iterate over the listed entries; contested ones are left out."""
-        return (entry for entry in super().__iter__() if entry.name not in self.contested)
+        """Iterate over the listed entries by name; contested ones are left out."""
+        return iter([self._entries[n] for n in self.names() if n not in self.contested])
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
 
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:

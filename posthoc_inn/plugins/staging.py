@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from posthoc_inn.errors import DuplicateNameError, PluginError, suggest
-from posthoc_inn.plugins.entries import Entry
 from posthoc_inn.plugins.hookspecs import METADATA_KEYS
-from posthoc_inn.plugins.registry import OpenEnded
+from posthoc_inn.plugins.registry import Entry, OpenEnded
 
 if TYPE_CHECKING:
     import click

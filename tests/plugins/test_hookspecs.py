@@ -77,8 +77,3 @@ def test_every_registry_has_metadata_keys_and_they_are_documented():
         for key in set(METADATA_KEYS[registry.kind]) - set(hookspecs.COMMON_KEYS):
             assert f"`{key}`" in documented, f"{hook} does not document {key}"
             assert f"`{key}`" in text, f"plugins/README.md does not mention {key}"
-
-
-def test_the_tutorials_python_compiles():
-    for block in re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(), flags=re.DOTALL):
-        compile(block, str(TUTORIAL), "exec")

@@ -1,17 +1,16 @@
-"""The generic registry, and the one plugins fill."""
+"""The registry that plugins fill."""
 
 import pytest
 
 from posthoc_inn.errors import DataError, DuplicateNameError, PluginError, UnknownNameError
-from posthoc_inn.plugins.entries import Entry, Registry
-from posthoc_inn.plugins.registry import Absent, OpenEnded, PluginRegistry, nearest
+from posthoc_inn.plugins.registry import Absent, Entry, OpenEnded, Registry, nearest
 
 
 @pytest.fixture
 def registry():
-    registry = PluginRegistry("backbone")
+    registry = Registry("backbone")
     for name in ("resnet18", "resnet50", "alexnet"):
-        registry.offer(Entry(name, list, "nets", {"layers": ["a"]}))
+        registry.add(Entry(name, list, "nets", {"layers": ["a"]}))
     return registry
 
 
@@ -28,27 +27,28 @@ def zoo(distribution="zoo-plugin", **changes):
 
 def test_a_miss_names_the_nearest_and_what_is_known():
     registry = Registry("flow")
-    registry.add("affine", dict, distribution="a")
+    registry.add(Entry("affine", dict, "a"))
     with pytest.raises(UnknownNameError, match=r"no flow 'afine'\. Did you mean 'affine'\? Known: affine\."):
         registry.get("afine")
 
 
-def test_a_plain_registry_refuses_a_duplicate_and_names_both_distributions():
+def test_a_duplicate_is_counted_once_and_no_factory_of_it_is_handed_out():
     registry = Registry("flow")
-    registry.add("affine", dict, distribution="first")
-    with pytest.raises(DuplicateNameError, match="'affine' is registered by both first and second"):
-        registry.add("affine", dict, distribution="second")
+    registry.add(Entry("affine", dict, "first"))
+    registry.add(Entry("affine", dict, "second"))
+    with pytest.raises(DuplicateNameError, match="'affine' is registered by both first and second; uninstall one"):
+        registry.get("affine")
     assert len(registry) == 1
 
 
 @pytest.mark.parametrize("name", ["", "  ", "two words", "tab\there", None, 3])
 def test_a_name_with_white_space_is_refused(name):
     with pytest.raises(UnknownNameError, match="a name is text without white space"):
-        Registry("flow").add(name, dict, distribution="a")
+        Registry("flow").add(Entry(name, dict, "a"))
 
 
 def test_a_contested_name_is_an_error_for_who_asks_for_it_and_for_nobody_else(registry):
-    registry.offer(Entry("alexnet", dict, "others"))
+    registry.add(Entry("alexnet", dict, "others"))
     with pytest.raises(DuplicateNameError, match="'alexnet' is registered by both nets and others"):
         registry.get("alexnet")
     assert registry.get("resnet18").distribution == "nets"
@@ -127,9 +127,9 @@ def test_an_absent_plugins_names_say_why_they_are_missing(registry):
 
 
 def test_a_long_list_is_cut_and_counted():
-    registry = PluginRegistry("backbone")
+    registry = Registry("backbone")
     for i in range(40):
-        registry.offer(Entry(f"net{i:02}", dict, "nets"))
+        registry.add(Entry(f"net{i:02}", dict, "nets"))
     with pytest.raises(UnknownNameError, match=r"net11, 28 more\.$"):
         registry.get("zzz")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from posthoc_inn.plugins import hook_names
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "posthoc-inn-example-plugin"
 
@@ -32,11 +34,9 @@ def posthoc_inn(tmp_path_factory):
     # torch and the other dependencies are borrowed: a download of gigabytes is not what is tested. Editable
     # installs there are not borrowed, so that the project itself can only come from this environment.
     Path(site, "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    run([
-        sys.executable, "-m", "pip", "--python", bin_ / "python", "install", "--no-index", "--no-deps",
-        "--no-build-isolation", "--no-compile", "--ignore-installed", "--disable-pip-version-check", "-q",
-        ROOT, EXAMPLE,
-    ])  # fmt: skip
+    pip = [sys.executable, "-m", "pip", "--python", bin_ / "python", "install", "-q", "--disable-pip-version-check"]
+    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--no-compile", "--ignore-installed"]
+    run([*pip, *offline, ROOT, EXAMPLE])
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment.update(POSTHOC_INN_PLUGINS="posthoc-inn-example", OMP_NUM_THREADS="1", COLUMNS="200")
 
@@ -53,10 +53,17 @@ def test_the_plugin_is_listed_with_what_it_registered(posthoc_inn):
     listed = {p["distribution"]: p for p in json.loads(posthoc_inn("plugins", "--json"))["plugins"]}
     mine = listed["posthoc-inn-example"]
     assert (mine["status"], mine["error"], mine["version"]) == ("loaded", "", "0.1.0")
-    assert mine["registered"] == {"backbone": ["stripe-net"], "command": ["stripes"], "dataset": ["stripes"]}
-    assert mine["hooks"] == [
-        "fit_stage_finished", "register_backbones", "register_commands", "register_datasets",
-    ]  # fmt: skip
+    assert mine["registered"] == {
+        "analysis": ["color-kept"],
+        "autoencoder": ["linear"],
+        "backbone": ["stripe-net"],
+        "command": ["stripes"],
+        "concept source": ["same-color"],
+        "dataset": ["stripes"],
+        "flow": ["additive"],
+        "image metric": ["color-distance"],
+    }
+    assert mine["hooks"] == hook_names()
     others = {p["status"] for name, p in listed.items() if name not in ("posthoc-inn", "posthoc-inn-example")}
     assert others <= {"disabled"}
 
@@ -74,3 +81,28 @@ def test_its_networks_layers_are_listed_by_the_built_in_command(posthoc_inn):
     layers = {layer["name"]: layer for layer in (told["layers"] if isinstance(told, dict) else told)}
     assert layers["features.3"]["type"] == "ReLU"
     assert layers["features.3"]["is_cut"] is True
+
+
+@pytest.mark.slow
+def test_its_parts_are_fitted_and_analysed_by_the_built_in_commands(posthoc_inn, tmp_path):
+    data = ["--data", "stripes", "--data-option", "count=64"]
+    model = ["--backbone", "stripe-net", "--weights", "none", "--layer", "features.3", "--autoencoder", "linear"]
+    learn = ["--concepts", "same-color", "--concept-option", "neighbors=3", "--image-metric", "color-distance"]
+    steps = ["--preset", "quick", "--steps", "2", "--autoencoder-steps", "2", "--concept-steps", "2"]
+    out = tmp_path / "run"
+    posthoc_inn("fit", *model, *data, *learn, *steps, "--precision", "32", "--quiet", "--out", str(out))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["concepts"]["names"] == ["color", "(random)"]
+    assert metrics["images"] == {"train": 64, "held_out": 16}
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["stage"]) for e in events] == [
+        ("started", "fit"),
+        ("stage finished", "autoencoder"),
+        ("stage finished", "e"),
+        ("stage finished", "t"),
+        ("finished", "fit"),
+    ]
+    # The bundle names the plugin's network and autoencoder, and the plugin builds them again.
+    found = json.loads(posthoc_inn("analyze", "color-kept", "--bundle", str(out), *data, "--json"))["Color kept"]
+    assert found["images"] == 16
+    assert found["others"] > 0

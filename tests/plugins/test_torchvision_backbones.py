@@ -43,9 +43,8 @@ def squeezenet(classes, seed=1):
 
 
 def test_the_papers_networks_are_listed(manager):
-    assert set(manager.backbones.names()) >= {
-        "alexnet", "resnet18", "resnet50", "resnet101", "squeezenet1_0", "squeezenet1_1",
-    }  # fmt: skip
+    papers = {"alexnet", "resnet18", "resnet50", "resnet101", "squeezenet1_0", "squeezenet1_1"}
+    assert set(manager.backbones.names()) >= papers
 
 
 @pytest.mark.parametrize("name", sorted(plugin.LISTED))

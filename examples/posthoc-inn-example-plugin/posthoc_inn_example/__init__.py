@@ -1,20 +1,26 @@
-"""The plugin's hooks. This module is imported whenever posthoc-inn starts, so it imports nothing heavy."""
+"""The plugin's hooks, one of each. This module is imported whenever posthoc-inn starts: it imports nothing heavy."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from posthoc_inn import hookimpl
-from posthoc_inn.config import ImageSpec
+from posthoc_inn.config import AutoencoderConfig, FlowConfig, ImageSpec
 from posthoc_inn.plugins.hookspecs import FitEvent, Register
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
     from torch.utils.data import Dataset
+
+    from posthoc_inn.protocols import ConceptSource
+
+# ---- factories: what is heavy is imported in them, when the thing is really wanted
 
 
 def _stripe_net(*, weights: str | None, num_classes: int | None) -> nn.Module:
@@ -27,6 +33,39 @@ def _stripes(root: str | None, *, train: bool, seed: int, count: int = 2000) -> 
     from posthoc_inn_example.dataset import Stripes
 
     return Stripes(count if train else max(1, count // 4), train=train, seed=seed)
+
+
+def _linear(config: AutoencoderConfig) -> nn.Module:
+    from posthoc_inn_example.autoencoder import LinearAutoencoder
+
+    return LinearAutoencoder(config)
+
+
+def _additive(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn.Module:
+    from posthoc_inn_example.coupling import AdditiveCoupling
+
+    return AdditiveCoupling(config, index, generator=generator)
+
+
+def _same_color(data: Dataset[Any], *, seed: int, neighbors: int = 4) -> ConceptSource:
+    from posthoc_inn_example.color import SameColor
+
+    return SameColor(data, neighbors=neighbors)
+
+
+def _color_distance() -> Callable[[Tensor, Tensor], Tensor]:
+    from posthoc_inn_example.color import color_distance
+
+    return color_distance
+
+
+def _color_kept() -> Any:
+    from posthoc_inn_example.color import color_kept
+
+    return color_kept
+
+
+# ---- hooks: names for the factories, and what is known of them beforehand
 
 
 @hookimpl
@@ -59,14 +98,76 @@ def register_datasets(register: Register[Dataset[Any]]) -> None:
 
 
 @hookimpl
+def register_autoencoders(register: Register[nn.Module]) -> None:
+    register("linear", _linear, licence="MIT", description="one matrix in, one out")
+
+
+@hookimpl
+def register_flows(register: Register[nn.Module]) -> None:
+    register(
+        "additive", _additive, licence="MIT", reference="NICE (ICLR workshop 2015)", description="shifts, no scales"
+    )
+
+
+@hookimpl
+def register_concept_sources(register: Register[ConceptSource]) -> None:
+    register(
+        "same-color",
+        _same_color,
+        options={"neighbors": "how many of the images nearest in colour count as sharing it (4)"},
+        licence="MIT",
+        description="pairs of images of much the same mean colour",
+    )
+
+
+@hookimpl
+def register_image_metrics(register: Register[Callable[[Tensor, Tensor], Tensor]]) -> None:
+    register("color-distance", _color_distance, licence="MIT", description="distance of the mean colours")
+
+
+@hookimpl
+def register_analyses(register: Register[Any]) -> None:
+    register(
+        "color-kept",
+        _color_kept,
+        needs=["t"],
+        options={"images": "images (32)", "samples": "samples an image (8)"},
+        licence="MIT",
+        description="whether the layer keeps the mean colour",
+    )
+
+
+@hookimpl
 def register_commands(cli: click.Group) -> None:
     from posthoc_inn_example.commands import stripes
 
     cli.add_command(stripes)
 
 
+# ---- events of a fit: one line of JSON each, beside what the fit writes
+
+
+def _note(name: str, event: FitEvent) -> None:
+    if event.out is not None:
+        with Path(event.out, "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": name, "stage": event.stage, **event.info}, default=str) + "\n")
+
+
+@hookimpl
+def fit_started(event: FitEvent) -> None:
+    _note("started", event)
+
+
 @hookimpl
 def fit_stage_finished(event: FitEvent) -> None:
-    if event.out is not None:
-        with Path(event.out, "stages.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": event.stage, **event.info}, default=str) + "\n")
+    _note("stage finished", event)
+
+
+@hookimpl
+def fit_finished(event: FitEvent) -> None:
+    _note("finished", event)
+
+
+@hookimpl
+def fit_failed(event: FitEvent) -> None:
+    _note("failed", event)

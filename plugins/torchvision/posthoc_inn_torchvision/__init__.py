@@ -132,6 +132,12 @@ def _image_folder(root: str, *, train: bool, seed: int, **options: Any) -> Datas
 @hookimpl
 def register_datasets(register: Register[Dataset[Any]]) -> None:
     """Register what torchvision's users have on disk; nothing is downloaded unless asked for."""
+    _register_small_gray(register)
+    _register_photographs(register)
+
+
+def _register_small_gray(register: Register[Dataset[Any]]) -> None:
+    """Register MNIST, MNIST in colours, and Fashion-MNIST."""
     register(
         "mnist",
         _mnist,
@@ -170,6 +176,10 @@ def register_datasets(register: Register[Dataset[Any]]) -> None:
         reference="https://github.com/zalandoresearch/fashion-mnist",
         description="70,000 pieces of clothing, grey",
     )
+
+
+def _register_photographs(register: Register[Dataset[Any]]) -> None:
+    """Register CIFAR-10, CelebA, and folders of the user's own."""
     register(
         "cifar10",
         _cifar10,
