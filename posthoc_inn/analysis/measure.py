@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from posthoc_inn.analysis.faithfulness import Faithfulness, compare_with_model, faithfulness
+from posthoc_inn.analysis.image_metrics import measure_image_metrics
 from posthoc_inn.analysis.invariance import explained_by_invariances
 from posthoc_inn.analysis.likelihood import likelihood
 from posthoc_inn.analysis.results import Result
@@ -31,6 +33,7 @@ class AutoencoderQuality(Result):
         agreement_error: Its standard error.
         similarity: Cosine similarity of Φ(reconstruction) to z.
         images: Held-out images used for agreement and similarity.
+        image_metrics: Name -> value, standard error and which way is better, of each metric that was asked for.
     """
 
     error: float
@@ -39,15 +42,19 @@ class AutoencoderQuality(Result):
     agreement_error: float
     similarity: float
     images: int
+    image_metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @torch.no_grad()
-def autoencoder_quality(pipeline: Pipeline, held_out: Cache, *, limit: int = 5000, seed: int = 0) -> AutoencoderQuality:
+def autoencoder_quality(
+    pipeline: Pipeline, held_out: Cache, *, image_metrics: Sequence[str] = (), limit: int = 5000, seed: int = 0
+) -> AutoencoderQuality:
     """Measure reconstructions of cached held-out images.
 
     Args:
         pipeline: The fitted parts.
         held_out: Cache with images, z, mean, std, and prediction when the model is a classifier.
+        image_metrics: Registered image metrics to measure by too.
         limit: Images used at the most.
         seed: Seed of the encoder's noise.
     """
@@ -65,6 +72,7 @@ def autoencoder_quality(pipeline: Pipeline, held_out: Cache, *, limit: int = 500
         agreement_error=asked.agreement_error,
         similarity=asked.similarity,
         images=len(index),
+        image_metrics=measure_image_metrics(image_metrics, images, decoded),
     )
 
 
@@ -80,6 +88,7 @@ def measure(
     history: History,
     autoencoder_history: History | None,
     *,
+    image_metrics: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return every figure of a finished fit, as plain data."""
@@ -87,7 +96,7 @@ def measure(
     z = held_out["z"].rows(torch.arange(rows))
     return {
         "images": {"train": len(train), "held_out": len(held_out)},
-        "autoencoder": autoencoder_quality(pipeline, held_out, seed=seed).to_dict(),
+        "autoencoder": autoencoder_quality(pipeline, held_out, image_metrics=image_metrics, seed=seed).to_dict(),
         "likelihood": likelihood(pipeline, train, held_out, history, seed=seed).to_dict(),
         "faithfulness": faithfulness(pipeline, z, predictions(held_out, rows), seed=seed).to_dict(),
         "explained_by_invariances": explained_by_invariances(

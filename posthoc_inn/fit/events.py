@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from posthoc_inn.errors import PosthocInnError
 from posthoc_inn.fit.request import FitRequest
 from posthoc_inn.plugins import FitEvent, get_plugin_manager
 
@@ -29,7 +28,7 @@ def announced(request: FitRequest, layer: str, seconds: Mapping[str, float]) -> 
     manager.fit_started(_event(request, "fit", {"layer": layer}))
     try:
         yield
-    except (PosthocInnError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         manager.fit_failed(_event(request, "fit", {"error": f"{type(error).__name__}: {error}"}))
         raise
     manager.fit_finished(_event(request, "fit", {"seconds": sum(seconds.values())}))

@@ -63,7 +63,13 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
     parts = fit.parts
     pipeline = parts.pipeline()
     metrics = analysis.measure(
-        pipeline, result.train, result.held_out, result.flow_history, result.autoencoder_history, seed=seed
+        pipeline,
+        result.train,
+        result.held_out,
+        result.flow_history,
+        result.autoencoder_history,
+        image_metrics=fit.request.image_metrics,
+        seed=seed,
     )
     relevance = None
     if concept_model is not None and concept_model.space == "z_bar":

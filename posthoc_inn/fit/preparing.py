@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from posthoc_inn.analysis.image_metrics import check_image_metrics
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
 from posthoc_inn.concepts import AttributeSource, ConceptModel, Space, as_source, length_of
 from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, TrainConfig
@@ -222,6 +223,7 @@ def prepare(
         reporter.note(note)
     device = choose_device(subject.device, like=subject.extractor.model)
     adapter = make_adapter(source, subject, reporter)
+    check_image_metrics(request.image_metrics, (adapter.image_size, adapter.image_size))
     probe = subject.extractor.probe(adapter.to_model(source.first(4).to(device)))
     if probe.note:
         reporter.note(probe.note)
