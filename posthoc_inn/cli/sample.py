@@ -77,8 +77,8 @@ def draw(
     """Write the grid, and return what it shows."""
     import torch
 
+    from posthoc_inn.drawing import grid, sample_columns, to_png
     from posthoc_inn.features.outputs import is_classification
-    from posthoc_inn.report.figures import sample_grid, to_png
 
     paths = listed_images(files)
     pipeline, adapter = interpreter.pipeline, interpreter.pipeline.adapter
@@ -104,8 +104,8 @@ def draw(
         rows = [f"{row}: {prediction}" for row, prediction in zip(rows, predictions, strict=True)]
         labels = [["" if k == own[i] else name(int(k)) for k in others[i]] for i in range(len(paths))]
         agreement = float((others == own[:, None]).double().mean())
-    grid = to_png(sample_grid(pictures, reconstructions, samples, row_labels=rows, sample_labels=labels))
-    write_picture(out, grid)
+    shown = grid(sample_columns(pictures, reconstructions, samples, labels), row_labels=rows)
+    write_picture(out, to_png(shown))
     return {
         "out": str(out),
         "layer": stored.extractor["layer"],

@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from posthoc_inn.drawing import grid, sample_columns
 from posthoc_inn.errors import DataError
 from posthoc_inn.files import replace_file
 from posthoc_inn.report import figures
@@ -170,13 +171,8 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 
 def _pictures(content: ReportContent) -> str:
-    grid = figures.sample_grid(
-        content.images,
-        content.reconstructions,
-        content.samples,
-        row_labels=content.row_labels,
-        sample_labels=content.sample_labels,
-    )
+    shown = sample_columns(content.images, content.reconstructions, content.samples, content.sample_labels)
+    pictures = grid(shown, row_labels=content.row_labels)
     agreement = (content.metrics.get("faithfulness") or {}).get("agreement")
     caption = (
         "Each row: a held-out image, its reconstruction by the autoencoder, and random samples that have the same "
@@ -190,7 +186,7 @@ def _pictures(content: ReportContent) -> str:
         )
     return _section(
         "What the layer cannot tell apart",
-        _figure(grid, "Grid of images, reconstructions and samples", caption),
+        _figure(pictures, "Grid of images, reconstructions and samples", caption),
         _p(
             "What to conclude: whatever changes along a row, the layer has thrown away; whatever stays the same "
             "along a "

@@ -19,12 +19,12 @@ from posthoc_inn.cli.fit.directory import RunDirectory
 from posthoc_inn.cli.fit.options import FitOptions, command_line, title_of
 from posthoc_inn.cli.models import TRAIN
 from posthoc_inn.cli.terminal import out, print_findings, print_lines
+from posthoc_inn.drawing import grid, sample_columns, to_png
 from posthoc_inn.errors import BundleError
 from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.images import BatchSource
 from posthoc_inn.interpreter import Interpreter
 from posthoc_inn.report import ReportContent, findings, write_report
-from posthoc_inn.report.figures import sample_grid, to_png
 
 if TYPE_CHECKING:
     from posthoc_inn.cli.fit.run import Run
@@ -87,14 +87,8 @@ def write_pictures(run: Run, metrics: Mapping[str, Any], started: float) -> dict
         The figures, with the seconds that writing took up to the report.
     """
     pictures = draw_pictures(run.interpreter, run.kept, run.images.classes, run.options.seed)
-    grid = sample_grid(
-        pictures.images,
-        pictures.reconstructions,
-        pictures.samples,
-        row_labels=pictures.row_labels,
-        sample_labels=pictures.sample_labels,
-    )
-    run.directory.write("samples.png", to_png(grid))
+    shown = sample_columns(pictures.images, pictures.reconstructions, pictures.samples, pictures.sample_labels)
+    run.directory.write("samples.png", to_png(grid(shown, row_labels=pictures.row_labels)))
     writing = round(time.perf_counter() - started, 3)
     metrics = {**metrics, "seconds": {**metrics["seconds"], "writing": writing}}
     trained = "trained for this run" if run.trains else "left as it is"
