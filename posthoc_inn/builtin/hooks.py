@@ -104,6 +104,10 @@ ANALYSES: dict[str, tuple[str, tuple[str, ...], str, dict[str, str]]] = {
         {"samples": "latents in all (10000)"},
     ),
     "edits": ("edits", ("e",), "MSC eq. 7: each concept taken from another image", {"images": "images edited (200)"}),
+    "samples": (
+        "samples", ("t",), "MSC eq. 2: images that the layer cannot tell apart, and what the model predicts for them",
+        {"images": "images (10)", "samples": "samples an image (8)"},
+    ),
     "invariance-maps": (
         "maps", ("t",), "MSC fig. 3: where samples vary",
         {"images": "images (32)", "samples": "samples an image (32)"},

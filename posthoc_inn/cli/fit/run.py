@@ -16,7 +16,7 @@ from posthoc_inn.cli.fit.directory import RunDirectory
 from posthoc_inn.cli.fit.inputs import check_canonical, open_autoencoder, open_images, open_model
 from posthoc_inn.cli.fit.memory import keep_freed_memory
 from posthoc_inn.cli.fit.options import FitOptions, choose, title_of
-from posthoc_inn.cli.fit.results import finite, show_result, write_pictures
+from posthoc_inn.cli.fit.results import finite, report_words, show_result, write_pictures
 from posthoc_inn.cli.models import NONE, TRAIN, backbone_spec, missing_layer, open_device
 from posthoc_inn.cli.terminal import choose_reporter, out, print_lines
 from posthoc_inn.concepts import as_source
@@ -309,7 +309,11 @@ class Run:
         interpreter.origin = self.model.origin
         interpreter.save(self.directory.bundle, overwrite=True, store_model=self.trains)
         self.directory.write("metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-        metrics = write_pictures(self, metrics, started)
+        words = report_words(
+            options, self.choice, self.model, self.images, device=self.device, precision=self.precision
+        )
+        write_pictures(interpreter, self.directory, words, started)
+        metrics = interpreter.metrics_
         self.directory.write("metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
         self.directory.begin(options.of_the_run(), precision=self.precision, is_finished=True)
         show_result(self.directory, metrics, as_json=options.as_json)
