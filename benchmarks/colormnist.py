@@ -20,10 +20,10 @@ import torch
 from posthoc_inn import Interpreter
 from posthoc_inn.config import ConditionerConfig, FlowConfig, TrainConfig
 from posthoc_inn.datasets.color_digits import ColorizedDigits
+from posthoc_inn.drawing import grid, sample_columns
 from posthoc_inn.fit import FitRequest, FitResult
 from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
 from posthoc_inn.plugins import get_plugin_manager
-from posthoc_inn.report.figures import sample_grid
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import train
 from posthoc_inn.training.precision import choose_precision
@@ -114,9 +114,8 @@ def main() -> None:
     measured = interpreter.metrics_
     interpreter.save(out / "bundle", overwrite=True)
     examples = torch.stack([data(False, 1, 0)[k][0] for k in range(8)])
-    sample_grid(examples, interpreter.reconstruct(examples), interpreter.sample(examples, n=10)).savefig(
-        out / "samples.png", dpi=150
-    )
+    shown = sample_columns(examples, interpreter.reconstruct(examples), interpreter.sample(examples, n=10))
+    grid(shown).savefig(out / "samples.png", dpi=150)
     likelihood, faithful = measured["likelihood"], measured["faithfulness"]
     table = [
         ("whole fit, minutes", minutes, "at most 30"),

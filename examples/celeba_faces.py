@@ -30,7 +30,7 @@ from posthoc_inn import Interpreter, analysis
 from posthoc_inn.analysis.editing import swap
 from posthoc_inn.concepts import RANDOM, AttributeSource, ConceptModel, attributes_of
 from posthoc_inn.config import FitConfig, ImageSpec, TrainConfig, preset
-from posthoc_inn.drawing import picture_grid, to_png
+from posthoc_inn.drawing import columns_of, grid, to_png
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.sweep import SweepResult, layer_sweep
@@ -342,7 +342,7 @@ def main() -> None:
     shown = torch.arange(8)
     columns = [kept[shown][:, None], pipeline.decode(z_bar[shown])[:, None], edited[shown]]
     titles = ("input", "decoded", *(f"other\n{text}" for text in ATTRIBUTES.values()))
-    save("edits", picture_grid(torch.cat(columns, dim=1), column_labels=titles, gaps=(2,)))
+    save("edits", grid(columns_of(torch.cat(columns, dim=1), headings=titles, gaps=(2,))))
     labels = {name: kept_values[:400, k] for k, name in enumerate(NAMES)}
     sensitivity = analysis.concept_sensitivity(pipeline, concepts, z_bar[:400], [*NAMES, RANDOM], labels=labels)
     found["sensitivity"] = sensitivity.to_dict()
@@ -372,7 +372,7 @@ def main() -> None:
     ]  # fmt: skip
     texts = [x.removeprefix("network.") for x in layers] * 2
     titles = ("input", "decoded", *(f"v {k + 1}" for k in range(8)))
-    save("samples", picture_grid(torch.stack(rows), row_labels=texts, column_labels=titles, gaps=(2,)))
+    save("samples", grid(columns_of(torch.stack(rows), headings=titles, gaps=(2,)), row_labels=texts))
     report(found, out)
     print(result.table(), "\n\n", maps.caption, sep="")
     say("done")

@@ -44,7 +44,7 @@ from posthoc_inn.autoencoders import Autoencoder
 from posthoc_inn.concepts import ConceptModel, JoinedSources, Space, factor_sizes
 from posthoc_inn.config import ConceptConfig, TrainConfig
 from posthoc_inn.datasets.color_digits import ColorizedDigits
-from posthoc_inn.drawing import picture_grid, to_png
+from posthoc_inn.drawing import columns_of, grid, to_png
 from posthoc_inn.fit.concepts import BoundConcepts, estimate_sizes, fit_concepts, rows_of
 from posthoc_inn.objectives import standard_normal_nll
 from posthoc_inn.rows.cache import Cache
@@ -257,7 +257,7 @@ def figure_2(run: Run) -> None:
             run.details[f"{maker}, {name}"] = asdict(seen)
         shown = torch.stack([pipeline.decode(x[:8]), pipeline.decode(y[:8]), *(made[n][:8] for n in list(edits)[:3])])
         labels = ["image", "source", "digit\nof source", "colours\nof source", "residual\nof source"]
-        figure = picture_grid(shown.transpose(0, 1), column_labels=labels, gaps=(1, 2))
+        figure = grid(columns_of(shown.transpose(0, 1), headings=labels, gaps=(1, 2)))
         run.draw("figure2" if maker == "e of digit, colour" else "figure2-two-colours", figure)
 
 
@@ -284,7 +284,7 @@ def figure_4_and_table_2(run: Run) -> None:
         what = f"nats under {name} at the ends and in the middle"
         run.add(row, *(Row("Figure 4", f"{what}: {k}", f"{v[0]:.1f}, {v[5]:.1f}") for k, v in found.nats.items()))
     strips = torch.stack([pipeline.decode(path[k]) for k in (0, 1, 2) for path in paths.values()])
-    run.draw("figure4", picture_grid(strips, row_labels=[*paths] * 3))
+    run.draw("figure4", grid(columns_of(strips), row_labels=[*paths] * 3))
     images = run.held_out.images(torch.arange(len(run.held_out)))
     quality = generative_quality(
         pipeline, unsupervised, images, features=run.oracle.of_pictures, name="the digit oracle, 64 features", trials=3

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from posthoc_inn.drawing import picture_grid, to_png
+from posthoc_inn.drawing import columns_of, grid, to_png
 from posthoc_inn.images import pil_to_tensor
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.plugins import get_plugin_manager
@@ -295,7 +295,7 @@ def main() -> None:
         )
     if arguments.picture is not None:
         rows = torch.stack([torch.stack(given[:8]) for given in crops.values()])
-        arguments.picture.write_bytes(to_png(picture_grid(rows, row_labels=list(crops), inch=1.0)))
+        arguments.picture.write_bytes(to_png(grid(columns_of(rows), row_labels=list(crops), inch=1.0)))
 
 
 if __name__ == "__main__":

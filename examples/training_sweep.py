@@ -21,7 +21,7 @@ from color_mnist import LAYER, SPEC, digits, train_classifier, untrained
 
 from posthoc_inn import Interpreter
 from posthoc_inn.config import preset
-from posthoc_inn.drawing import picture_grid, to_png
+from posthoc_inn.drawing import columns_of, grid, to_png
 from posthoc_inn.report.analyses import section_of, write_analyses
 from posthoc_inn.sweep import SweepResult, training_sweep
 from posthoc_inn.weights import load_weights
@@ -59,8 +59,9 @@ def samples(out: Path, checkpoints: dict[float, Path], step: float, data_dir: st
     held_out = digits(data_dir, train=False)
     images = torch.stack([held_out[k][0] for k in range(6)])
     v = torch.randn(9, interpreter.pipeline.latent_dim, generator=torch.Generator().manual_seed(0))
-    grid = torch.cat([images[:, None], interpreter.sample(images, v=v)], dim=1)
-    figure = picture_grid(grid, gaps=(1,), column_labels=("input", *(f"v {k + 1}" for k in range(9))))
+    shown = torch.cat([images[:, None], interpreter.sample(images, v=v)], dim=1)
+    headings = ("input", *(f"v {k + 1}" for k in range(9)))
+    figure = grid(columns_of(shown, headings=headings, gaps=(1,)))
     (out / f"samples-{step:g}.png").write_bytes(to_png(figure))
 
 

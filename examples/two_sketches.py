@@ -21,7 +21,7 @@ from torch import Tensor
 from posthoc_inn import Interpreter
 from posthoc_inn.analysis.editing import swap
 from posthoc_inn.concepts import RANDOM, SketchSource, StyleTransfer
-from posthoc_inn.drawing import picture_grid, to_png
+from posthoc_inn.drawing import columns_of, grid, to_png
 from posthoc_inn.plugins import get_plugin_manager
 
 STROKES = "strokes"
@@ -112,7 +112,7 @@ def main() -> None:
         "face", "in\ncircles", "decoded", "hatched", "decoded", "hatched,\nother's circles", "face,\ndecoded",
         "other's\ncircles", "other's\nhatching",
     )  # fmt: skip
-    figure = picture_grid(torch.stack(columns, dim=1), column_labels=titles, gaps=(1, 3, 5, 6))
+    figure = grid(columns_of(torch.stack(columns, dim=1), headings=titles, gaps=(1, 3, 5, 6)))
     (out / "strokes.png").write_bytes(to_png(figure, dpi=100))
 
 

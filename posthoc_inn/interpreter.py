@@ -22,11 +22,13 @@ from posthoc_inn.features import LayerExtractor
 from posthoc_inn.fit import ConceptFit, Fit, FitRequest, FitResult, Plan, Subject, prepare
 from posthoc_inn.fit.alone import fit_concepts_alone
 from posthoc_inn.fit.events import announced
-from posthoc_inn.fit.measuring import measure_fit
+from posthoc_inn.fit.measuring import EXAMPLES, measure_fit
 from posthoc_inn.fit.preparing import check_space
+from posthoc_inn.images import BatchSource
 from posthoc_inn.objectives import drawn
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.progress import Reporter, make_reporter
+from posthoc_inn.report.fitted import ReportWords, write_fitted_report
 from posthoc_inn.training.precision import check_precision, choose_device, choose_precision
 from posthoc_inn.weights import describe_tensors, fingerprint
 
@@ -522,6 +524,33 @@ class Interpreter:
         """
         result: analysis.Result = run_analysis(self, name, data, z=z, seed=seed, options=options)
         return result
+
+    def report(self, path: str | Path, data: Any = None, *, class_names: Sequence[str] = ()) -> Path:
+        """Write one self-contained HTML page: samples, figures and what they mean, concepts, curves, settings.
+
+        Args:
+            path: Of the page, which is replaced.
+            data: Images as given to `fit`, for a loaded interpreter or to show others; the fit's held-out ones by
+                default.
+            class_names: Of the model's classes, in order.
+
+        Returns:
+            The path.
+
+        Raises:
+            NotFittedError: Before `fit`, or without `data` where no images were kept.
+            DataError: The page cannot be written, or the images cannot be used.
+        """
+        pipeline = self.pipeline
+        if data is not None:
+            images, v = BatchSource(data, batch_size=128, seed=self.seed).first(EXAMPLES), None
+        elif hasattr(self, "examples_"):
+            images, v = self.examples_.images, self.examples_.v
+        else:
+            raise NotFittedError("This Interpreter keeps no images (it was loaded, or not measured): pass data=.")
+        words = ReportWords(class_names=tuple(class_names))
+        write_fitted_report(self, images.to(pipeline.device), v, path, words=words)
+        return Path(path)
 
     def explained_by_invariances(
         self, data: Any = None, *, z: Tensor | None = None, samples: int = 10_000, seed: int = 0

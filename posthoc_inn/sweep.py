@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from posthoc_inn import __version__
 from posthoc_inn.analysis.sweep_result import SweepPoint, SweepResult
@@ -26,10 +25,8 @@ from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import Config
 from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, TrainingError
 from posthoc_inn.features import LayerExtractor
-from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.files import replace_file
 from posthoc_inn.fit import FitRequest
-from posthoc_inn.images import BatchSource
 from posthoc_inn.interpreter import Interpreter
 from posthoc_inn.progress import Reporter
 from posthoc_inn.weights import fingerprint, load_weights
@@ -129,7 +126,7 @@ def run_job(job: SweepJob, reporter: Reporter | None = None) -> dict[str, Any]:
         "name": job.name,
         "position": job.position,
         "layer": job.layer,
-        "accuracy": accuracy(interpreter, request.held_out),
+        "accuracy": metrics["model"].get("accuracy"),
         **{k: metrics[k] for k in ("faithfulness", "likelihood", "explained_by_invariances", "autoencoder", "seconds")},
         "concepts": metrics.get("concepts"),
     }
@@ -148,27 +145,6 @@ def _stored(out: Path, key: str) -> dict[str, Any] | None:
             "remove it."
         )
     return found
-
-
-@torch.no_grad()
-def accuracy(interpreter: Interpreter, held_out: Any, *, limit: int = 10_000) -> float | None:
-    """Return the model's accuracy on held-out images, or None where it is no classifier or there are no labels."""
-    if isinstance(held_out, float | int):
-        return None
-    pipeline = interpreter.pipeline
-    hits = count = 0
-    for batch in BatchSource(held_out, batch_size=250, limit=limit).batches():
-        labels = batch["labels"]
-        if isinstance(labels, dict):
-            labels = next((v for v in labels.values() if v.ndim == 1), None)
-        if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
-            return None
-        output = pipeline.predict(batch["images"])
-        if not is_classification(output):
-            return None
-        hits += int((output.argmax(1).cpu() == labels).sum())
-        count += len(labels)
-    return hits / max(1, count)
 
 
 Point = tuple[str, float, nn.Module, str | None, str, Mapping[str, Any]]

@@ -16,6 +16,7 @@ from posthoc_inn.analysis.relevance import ConceptRelevance, ConceptShares, Shar
 from posthoc_inn.analysis.response import FactorResponse, Response, ornstein_uhlenbeck, response
 from posthoc_inn.analysis.response_embedding import ResponseEmbedding, response_embedding
 from posthoc_inn.analysis.results import Result
+from posthoc_inn.analysis.samples import Samples, samples
 from posthoc_inn.analysis.sensitivity import ConceptSensitivity, concept_sensitivity
 from posthoc_inn.analysis.walk_density import WalkDensity, concept_nll, walk_density
 
@@ -42,6 +43,7 @@ __all__ = [
     "Response",
     "Result",
     "ResponseEmbedding",
+    "Samples",
     "Share",
     "WalkDensity",
     "attack_view",
@@ -65,6 +67,7 @@ __all__ = [
     "recombine_frames",
     "response",
     "response_embedding",
+    "samples",
     "save_animation",
     "variance_shares",
     "walk_density",

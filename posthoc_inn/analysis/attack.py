@@ -168,7 +168,7 @@ class AttackView(Result):
 
     def figure(self, rows: int = SHOWN) -> Figure:
         """Draw MSC fig. 5 for the first `rows` images; predictions that differ from the clean one are red."""
-        from posthoc_inn.drawing import Column, annotated_grid, wrapped
+        from posthoc_inn.drawing import INK, Column, grid, wrapped
 
         n = min(rows, self.images)
         gain = 0.5 / self.attack.epsilon
@@ -184,7 +184,7 @@ class AttackView(Result):
             names = (class_name(label, self.class_names) for label in found[:n])
             labels = [f"{name} {100 * chance:.0f} %" for name, chance in zip(names, chances, strict=False)]
             marked = [a != b for a, b in zip(found[:n], self.clean_predictions, strict=False)]
-            return Column(pictures[:n], heading, labels, marked, footer, gap)
+            return Column(pictures[:n], heading, labels, marked, footer=footer, gap=gap)
 
         columns = [
             column(self.clean, "clean", self.clean_predictions, self.clean_probabilities),
@@ -200,8 +200,10 @@ class AttackView(Result):
             columns.append(
                 column(layer.decoded, wrapped(layer.layer), layer.predictions, layer.probabilities, share, number == 0)
             )
-        return annotated_grid(
+        return grid(
             columns,
+            inch=0.86,
+            heading_color=INK,
             note="On the right, for each layer: the attacked z with\nthe clean v, decoded. Below pictures: what the\n"
             "model predicts, in red where the clean image gets another.",
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from posthoc_inn import analysis
+from posthoc_inn.analysis.samples import class_names_of
 from posthoc_inn.concepts import RANDOM, ConceptModel
 from posthoc_inn.errors import ConfigError, DataError, Problems
 from posthoc_inn.features.outputs import is_classification
@@ -27,6 +28,7 @@ class Fitted(Protocol):
     """What an analysis asks of a fitted Interpreter."""
 
     layer: str
+    origin: dict[str, Any]
 
     @property
     def pipeline(self) -> Pipeline:
@@ -122,6 +124,12 @@ def relevance(interpreter: Fitted, data: Any, *, seed: int, samples: int = 10_00
 def edits(interpreter: Fitted, data: Any, *, seed: int, images: int = 200) -> Any:
     """MSC eq. 7: each concept taken from another image."""
     return analysis.edit_gallery(interpreter.pipeline, interpreter.concept_model, images_of(data, images, seed=seed))
+
+
+def samples(interpreter: Fitted, data: Any, *, seed: int, images: int = 10, samples: int = 8) -> Any:
+    """MSC eq. 2: pictures that the layer cannot tell apart."""
+    given = images_of(data, images, seed=seed, least=1)
+    return analysis.samples(interpreter.pipeline, given, samples, seed, class_names_of(interpreter.origin))
 
 
 def maps(interpreter: Fitted, data: Any, *, seed: int, images: int = 32, samples: int = 32) -> Any:

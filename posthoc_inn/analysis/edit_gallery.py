@@ -73,7 +73,7 @@ class EditGallery(Result):
     def figure(self) -> Figure:
         """Draw the grid."""
         labels = ["image", "recon-\nstructed", "source", *(f"{c.name}\nof source" for c in self.concepts)]
-        return drawing.picture_grid(self.pictures, column_labels=labels, gaps=(2, 3))
+        return drawing.grid(drawing.columns_of(self.pictures, headings=labels, gaps=(2, 3)))
 
 
 @torch.no_grad()

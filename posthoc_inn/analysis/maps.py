@@ -104,7 +104,7 @@ class InvarianceMaps(Result):
         from matplotlib.colors import Normalize
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-        from posthoc_inn.drawing import BLUE, INK, MAP, SOFT, Column, annotated_grid, new_figure, plain, wrapped
+        from posthoc_inn.drawing import BLUE, INK, MAP, SOFT, Column, grid, new_figure, plain, wrapped
 
         n = min(rows, len(self.inputs))
         shown = torch.cat([layer.variance_map[:n].flatten() for layer in self.layers])
@@ -118,7 +118,7 @@ class InvarianceMaps(Result):
         curve_height = max(high, 2.4)
         figure = new_figure(wide + 4.6, curve_height)
         left, right = figure.subplots(1, 2, width_ratios=(wide + 0.9, 3.7))
-        annotated_grid(columns, limit=limit, ax=left)
+        grid(columns, limit=limit, inch=0.86, heading_color=INK, ax=left)
         bar = figure.colorbar(ScalarMappable(Normalize(0, limit), MAP), ax=left, shrink=0.8, pad=0.01, extend="max")
         bar.set_label("variance over samples,\nimages in [0, 1]", color=SOFT, size=8)
         bar.ax.tick_params(colors=SOFT, labelsize=7)

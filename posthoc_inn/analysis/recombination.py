@@ -97,7 +97,7 @@ class Recombination(Result):
 
     def figure(self, rows: int = SHOWN, columns: int = SHOWN) -> Figure:
         """Draw the first rows and columns; predictions that differ from the row's image are red."""
-        from posthoc_inn.drawing import Column, annotated_grid
+        from posthoc_inn.drawing import Column, grid
 
         n, k = min(rows, self.rows), min(columns, self.columns)
         corner = torch.full_like(self.z_images[:1], math.nan)
@@ -121,7 +121,7 @@ class Recombination(Result):
                 "Below: what the model predicts, in red where it is",
                 "not what it predicts for the image on the left.",
             ]
-        return annotated_grid(drawn, row_labels=["v of", *(["z of"] * n)], note="\n".join(note))
+        return grid(drawn, row_labels=["v of", *(["z of"] * n)], note="\n".join(note), inch=0.86)
 
 
 @torch.no_grad()

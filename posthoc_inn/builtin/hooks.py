@@ -144,6 +144,13 @@ ANALYSES = (
         {"samples": "latents in all (10000)"},
     ),
     Analysis(
+        "samples",
+        "samples",
+        ("t",),
+        "MSC eq. 2: images that share the layer's representation, and what the model predicts for them",
+        {"images": "images (10)", "samples": "samples an image (8)"},
+    ),
+    Analysis(
         "edits",
         "edits",
         ("e",),

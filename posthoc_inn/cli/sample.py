@@ -47,7 +47,7 @@ def command(
 
     \b
     posthoc-inn sample --bundle runs/color-digits/bundle --images a.png b.png --out grid.png
-    """  # noqa: D301 (click reads a real \b)  # fmt: skip
+    """  # noqa: D301 (click reads a real \b)
     from posthoc_inn.cli.options import device_option
     from posthoc_inn.errors import Problems
 
@@ -75,41 +75,20 @@ def draw(
     interpreter: Interpreter, stored: Bundle, files: list[Path], count: int, seed: int, out: Path
 ) -> dict[str, Any]:
     """Write the grid, and return what it shows."""
-    import torch
-
-    from posthoc_inn.features.outputs import is_classification
-    from posthoc_inn.report.figures import sample_grid, to_png
+    from posthoc_inn.analysis.samples import class_names_of, samples
+    from posthoc_inn.drawing import to_png
 
     paths = listed_images(files)
-    pipeline, adapter = interpreter.pipeline, interpreter.pipeline.adapter
     given = read_images(stored, paths)
-    with torch.no_grad():
-        samples = interpreter.sample(given, n=count, seed=seed).cpu()
-        mean, _ = pipeline.encode(given)
-        reconstructions = pipeline.decode(mean).cpu()
-        pictures = adapter.to_images(given.to(pipeline.device)).cpu()
-        output = pipeline.predict(given)
-        asked = pipeline.ask_model(samples.flatten(0, 1))[1]
-    rows, labels, agreement = [path.name[:24] for path in paths], [], None
-    predictions: list[str | None] = [None] * len(paths)
-    if is_classification(output):
-        names = stored.origin.get("classes")
-        names = names if isinstance(names, list) and len(names) == output.shape[1] else None
-
-        def name(number: int) -> str:
-            return str(names[number])[:14] if names else str(number)
-
-        own, others = output.argmax(1).cpu(), asked.argmax(1).cpu().reshape(len(paths), count)
-        predictions = [name(int(k)) for k in own]
-        rows = [f"{row}: {prediction}" for row, prediction in zip(rows, predictions, strict=True)]
-        labels = [["" if k == own[i] else name(int(k)) for k in others[i]] for i in range(len(paths))]
-        agreement = float((others == own[:, None]).double().mean())
-    grid = to_png(sample_grid(pictures, reconstructions, samples, row_labels=rows, sample_labels=labels))
-    write_picture(out, grid)
+    found = samples(
+        interpreter.pipeline, given, count, seed, class_names_of(stored.origin), names=[p.name for p in paths]
+    )
+    write_picture(out, to_png(found.figure()))
+    predictions = found.predictions or [None] * len(paths)
     return {
         "out": str(out),
         "layer": stored.extractor["layer"],
         "samples": count,
-        "agreement": agreement,
+        "agreement": found.agreement,
         "images": [{"file": str(p), "prediction": k} for p, k in zip(paths, predictions, strict=True)],
     }

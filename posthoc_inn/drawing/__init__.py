@@ -1,11 +1,9 @@
-"""What all figures share: colours, axes, grids of pictures, and PNG files."""
+"""What all figures share: colours, axes, the grid of pictures, and PNG files."""
 
 from __future__ import annotations
 
-from posthoc_inn.drawing.annotated import MAP, Column, annotated_grid, wrapped
 from posthoc_inn.drawing.axes import (
     BLUE,
-    GAP,
     GRID,
     INK,
     ORANGE,
@@ -15,15 +13,14 @@ from posthoc_inn.drawing.axes import (
     axes,
     new_figure,
     picture,
-    picture_grid,
     plain,
     to_data_uri,
     to_png,
 )
+from posthoc_inn.drawing.grids import MAP, Column, columns_of, grid, sample_columns, shortened, wrapped
 
 __all__ = [
     "BLUE",
-    "GAP",
     "GRID",
     "INK",
     "MAP",
@@ -32,12 +29,14 @@ __all__ = [
     "RED",
     "SOFT",
     "Column",
-    "annotated_grid",
     "axes",
+    "columns_of",
+    "grid",
     "new_figure",
     "picture",
-    "picture_grid",
     "plain",
+    "sample_columns",
+    "shortened",
     "to_data_uri",
     "to_png",
     "wrapped",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,54 +57,6 @@ def picture(image: Tensor) -> np.ndarray[Any, Any]:
 
 PALETTE = (BLUE, ORANGE, "#3d8b5f", "#8b5fb0", RED, "#4aa3b5", "#a08a3c", "#7a7f8a")
 """Colours of things that are told apart, in their order."""
-GAP = 0.1
-"""Space between pictures, as a share of a picture's side."""
-
-
-def picture_grid(
-    pictures: Tensor,
-    *,
-    row_labels: Sequence[str] = (),
-    column_labels: Sequence[str] = (),
-    gaps: Sequence[int] = (),
-    inch: float = 0.78,
-    ax: Axes | None = None,
-) -> Figure:
-    """Draw pictures as a table.
-
-    Args:
-        pictures: Canonical images (R, N, C, H, W), R rows of N; one that is all NaN leaves its place empty.
-        row_labels: A text for each row, to its left.
-        column_labels: A text for each column, above it; line breaks are kept.
-        gaps: Columns before which a wider space is left.
-        inch: Side of a picture, in inches.
-        ax: Where to draw.
-
-    Raises:
-        ShapeError: `pictures` is not (R, N, C, H, W).
-    """
-    if pictures.ndim != 5 or 0 in pictures.shape:
-        raise ShapeError(f"A grid takes pictures (R, N, C, H, W), got {tuple(pictures.shape)}.")
-    rows, columns = pictures.shape[:2]
-    step = 1 + GAP
-    starts = [column * step + 0.25 * sum(column >= g for g in gaps) for column in range(columns)]
-    label_width = 0.11 * max((len(line) for text in row_labels for line in text.split("\n")), default=0)
-    label_width += 0.15 * bool(row_labels)
-    above = 0.08 + 0.19 * max((text.count("\n") + 1 for text in column_labels if text), default=0)
-    figure, ax = axes(ax, (starts[-1] + 1 + label_width) * inch, (rows * step - GAP + above) * inch)
-    for row in range(rows):
-        for column, x in enumerate(starts):
-            image = pictures[row, column]
-            if not bool(image.isnan().all()):
-                ax.imshow(picture(image), extent=(x, x + 1, row * step + 1, row * step), interpolation="nearest")
-        if row_labels:
-            ax.text(-0.14, row * step + 0.5, row_labels[row], ha="right", va="center", size=8, color=INK)
-    for x, text in zip(starts, column_labels, strict=False):
-        ax.text(x + 0.5, -0.08, text, ha="center", va="bottom", size=7.5, color=SOFT, linespacing=0.95)
-    ax.set(xlim=(-label_width - 0.1, starts[-1] + 1.04), ylim=(rows * step - GAP + 0.04, -above))
-    ax.set_aspect("equal")
-    ax.axis("off")
-    return figure
 
 
 def to_png(figure: Figure, dpi: int = 150) -> bytes:

@@ -22,6 +22,7 @@ from posthoc_inn.fit.concepts import BoundConcepts, ConceptFit, bind, check_requ
 from posthoc_inn.fit.events import stage_finished
 from posthoc_inn.fit.parts import FitResult, Parts, checkpoint_of
 from posthoc_inn.fit.plan import Paces, Plan, make_plan
+from posthoc_inn.fit.rehearsal import rehearse
 from posthoc_inn.fit.request import FitRequest
 from posthoc_inn.flows import set_compute_dtype
 from posthoc_inn.objectives import drawn
@@ -56,6 +57,7 @@ class Fit:
     Attributes:
         seconds: Seconds of each stage so far, those of a run that is resumed included.
         threads: CPU threads of each stage.
+        notes: What a user has to know of the layer's features.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Fit:
         self._paces = Paces(parts, self._reader, (parts.data.length or 0) * request.draws, self.threads)
         parts.autoencoder.to(parts.device)
         parts.flow.to(parts.device)
+        self.notes = rehearse(parts)
 
     @functools.cached_property
     def _plan(self) -> Plan:
@@ -102,6 +105,7 @@ class Fit:
         parts = self.parts
         images = parts.adapter.to_model(parts.data.first(4).to(parts.device))
         self.parts = dataclasses.replace(parts, probe=parts.extractor.probe(images))
+        self.notes = rehearse(self.parts)
 
     # ---- the stages
 
@@ -114,6 +118,8 @@ class Fit:
             KeyboardInterrupt: After Ctrl-C, once a checkpoint has been written.
         """
         parts, config = self.parts, self.parts.config
+        for note in self.notes:
+            self.reporter.note(f"Note: {note}")
         train_rows, held_rows, extra_rows = self._stage("features", self._read)
         bound = None if parts.concepts is None else bind(parts.concepts, train_rows, held_rows, extra_rows)
         if bound is not None:

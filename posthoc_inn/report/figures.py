@@ -3,85 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from posthoc_inn.drawing import BLUE, GAP, GRID, INK, ORANGE, RED, SOFT, axes, picture, plain, to_data_uri, to_png
-from posthoc_inn.errors import ShapeError
+from posthoc_inn.drawing import BLUE, GRID, INK, ORANGE, SOFT, axes, plain, to_data_uri, to_png
 
 __all__ = [
     "invariance_histogram",
     "likelihood_ruler",
-    "sample_grid",
     "to_data_uri",
     "to_png",
     "training_curve",
 ]
-
-
-def sample_grid(
-    images: Tensor,
-    reconstructions: Tensor,
-    samples: Tensor,
-    *,
-    row_labels: Sequence[str] = (),
-    sample_labels: Sequence[Sequence[str]] = (),
-    ax: Axes | None = None,
-) -> Figure:
-    """Draw one row an image: the image, its reconstruction, and samples that the layer cannot tell from it.
-
-    Args:
-        images: Canonical images (B, C, H, W).
-        reconstructions: D(E(x)), (B, C, H, W).
-        samples: (B, N, C, H, W).
-        row_labels: A text for each row, such as the model's prediction.
-        sample_labels: A text for each sample (B, N); where it is not empty, the sample is framed in red.
-        ax: Where to draw.
-
-    Raises:
-        ShapeError: The numbers of rows differ.
-    """
-    rows, columns = len(images), samples.shape[1] if samples.ndim == 5 else 0
-    if samples.ndim != 5 or len(reconstructions) != rows or len(samples) != rows or not columns:
-        raise ShapeError(
-            f"A grid takes images and reconstructions (B, C, H, W) and samples (B, N, C, H, W), got "
-            f"{tuple(images.shape)}, {tuple(reconstructions.shape)} and {tuple(samples.shape)}."
-        )
-    label_width = 0.11 * max((len(text) for text in row_labels), default=0) + 0.15 * bool(row_labels)
-    step, inch = 1 + GAP, 0.78
-    starts = [0.0, step, *(2 * step + 0.25 + k * step for k in range(columns))]
-    width, height = starts[-1] + 1 + label_width, rows * step - GAP + 0.5
-    figure, ax = axes(ax, width * inch, height * inch)
-    for row in range(rows):
-        shown = [images[row], reconstructions[row], *samples[row]]
-        for column, image in enumerate(shown):
-            x, y = starts[column], row * step
-            ax.imshow(picture(image), extent=(x, x + 1, y + 1, y), interpolation="nearest", zorder=2)
-            text = sample_labels[row][column - 2] if sample_labels and column >= 2 else ""
-            if text:
-                ax.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=RED, linewidth=1.8, zorder=3, clip_on=False))
-                ax.text(
-                    x + 0.96, y + 0.95, text, ha="right", va="bottom", size=6.5, color="white", zorder=4,
-                    bbox={"boxstyle": "square,pad=0.18", "facecolor": RED, "edgecolor": "none"},
-                )  # fmt: skip
-        if row_labels:
-            ax.text(-0.14, row * step + 0.5, row_labels[row], ha="right", va="center", size=8, color=INK)
-    for x, text in ((0.5, "input"), (step + 0.5, "recon-\nstructed")):
-        ax.text(x, -0.12, text, ha="center", va="bottom", size=7.5, color=SOFT, linespacing=0.95)
-    middle = (starts[2] + starts[-1] + 1) / 2
-    ax.text(middle, -0.12, "samples: to this layer, the same as the input", ha="center", va="bottom", size=7.5,
-            color=SOFT)  # fmt: skip
-    ax.plot([starts[2] - 0.19] * 2, [-0.1, rows * step - GAP], color=GRID, linewidth=1)
-    ax.set(xlim=(-label_width - 0.1, starts[-1] + 1.04), ylim=(rows * step - GAP + 0.04, -0.5))
-    ax.set_aspect("equal")
-    ax.axis("off")
-    return figure
 
 
 def training_curve(

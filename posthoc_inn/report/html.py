@@ -11,6 +11,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from posthoc_inn.analysis import Samples
+from posthoc_inn.analysis.samples import CONCLUSION, LIMITS
 from posthoc_inn.errors import DataError
 from posthoc_inn.files import replace_file
 from posthoc_inn.report import figures
@@ -39,11 +41,7 @@ class ReportContent:
         title: Its heading.
         done: What was done, a paragraph each.
         metrics: What `metrics.json` holds.
-        images: Held-out images (B, C, H, W), canonical.
-        reconstructions: D(E(x)), (B, C, H, W).
-        samples: (B, N, C, H, W).
-        row_labels: What the model predicts for each image.
-        sample_labels: For each sample (B, N) what the model predicts where that differs, else "".
+        samples: Of held-out images.
         v: Invariances of held-out images, any shape; None to leave the histogram out.
         concepts: Sections about the concepts: heading, figure, caption.
         warnings: What a reader has to know before believing anything.
@@ -55,11 +53,7 @@ class ReportContent:
     title: str
     done: Sequence[str]
     metrics: Mapping[str, Any]
-    images: Tensor
-    reconstructions: Tensor
-    samples: Tensor
-    row_labels: Sequence[str] = ()
-    sample_labels: Sequence[Sequence[str]] = ()
+    samples: Samples
     v: Tensor | None = None
     concepts: Sequence[tuple[str, Figure, str]] = ()
     warnings: Sequence[str] = ()
@@ -170,44 +164,21 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 
 def _pictures(content: ReportContent) -> str:
-    grid = figures.sample_grid(
-        content.images,
-        content.reconstructions,
-        content.samples,
-        row_labels=content.row_labels,
-        sample_labels=content.sample_labels,
-    )
     agreement = (content.metrics.get("faithfulness") or {}).get("agreement")
-    caption = (
-        "Each row: a held-out image, its reconstruction by the autoencoder, and random samples that have the same "
-        "representation at this layer. "
-    )
-    if content.row_labels:
-        caption += (
-            "To the left stands what the model predicts for the image; a red frame marks a sample for which it "
-            "predicts "
-            "something else, named in the corner. "
+    if agreement is not None:
+        asked = (
+            f"{percent(1 - agreement)} of samples change the model's prediction: there t or the autoencoder misses "
+            "something that the layer holds."
         )
+    elif content.samples.agreement is None:
+        asked = "The model is no classifier, so samples are checked by their features alone."
+    else:
+        asked = ""
     return _section(
         "What the layer cannot tell apart",
-        _figure(grid, "Grid of images, reconstructions and samples", caption),
-        _p(
-            "What to conclude: whatever changes along a row, the layer has thrown away; whatever stays the same "
-            "along a "
-            "row, it keeps."
-        ),
-        _p(
-            "What not to conclude: that the model uses everything that stays (it may keep things it never looks at "
-            "again), or that what changes between reconstruction and input is an invariance (that is the autoencoder's "
-            "loss). "
-            + (
-                f"{percent(1 - agreement)} of samples change the model's prediction: there t or the autoencoder misses "
-                "something that the layer holds."
-                if agreement is not None
-                else "The model is no classifier, so samples are checked by their features alone."
-            ),
-            "soft",
-        ),
+        _figure(content.samples.figure(), "Grid of images, reconstructions and samples", content.samples.legend),
+        _p(CONCLUSION),
+        _p(f"{LIMITS} {asked}".rstrip(), "soft"),
     )
 
 

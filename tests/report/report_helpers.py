@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from posthoc_inn.analysis import Samples
 from posthoc_inn.report import ReportContent
 
 
@@ -60,17 +61,29 @@ METRICS: dict[str, Any] = {
 }
 
 
-def content(**changes: Any) -> ReportContent:
+def samples(**changes: Any) -> Samples:
     pictures = torch.rand(3, 3, 8, 8)
+    usual: dict[str, Any] = {
+        "images": 3,
+        "samples": 2,
+        "seed": 0,
+        "agreement": 4 / 6,
+        "names": (),
+        "predictions": ("a", "b", "c"),
+        "sample_predictions": (("", "b"), ("", ""), ("a", "")),
+        "inputs": pictures,
+        "reconstructions": pictures,
+        "pictures": torch.rand(3, 2, 3, 8, 8),
+    }
+    return Samples(**(usual | changes))
+
+
+def content(**changes: Any) -> ReportContent:
     usual: dict[str, Any] = {
         "title": "What layer4 of net cannot see",
         "done": ["It was recovered."],
         "metrics": METRICS,
-        "images": pictures,
-        "reconstructions": pictures,
-        "samples": torch.rand(3, 2, 3, 8, 8),
-        "row_labels": ["predicts a", "predicts b", "predicts c"],
-        "sample_labels": [["", "b"], ["", ""], ["a", ""]],
+        "samples": samples(),
         "v": torch.randn(50, 4),
         "warnings": ["Mind this."],
         "settings": {"layer": "layer4", "steps": 5000},

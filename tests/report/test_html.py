@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from report_helpers import METRICS, content
+from report_helpers import METRICS, content, samples
 
 from posthoc_inn.errors import DataError
 from posthoc_inn.report import figures, render, write_report
@@ -85,7 +85,7 @@ def test_hostile_names_stay_text():
                 settings={HOSTILE: HOSTILE, "list": [HOSTILE], "map": {HOSTILE: 1}},
                 files={HOSTILE: HOSTILE},
                 version=HOSTILE,
-                row_labels=[HOSTILE] * 3,
+                samples=samples(names=[HOSTILE] * 3, predictions=[HOSTILE] * 3),
                 metrics={
                     **METRICS,
                     "seconds": {HOSTILE: 3.0},
@@ -102,7 +102,8 @@ def test_hostile_names_stay_text():
 
 
 def test_little_measured_still_gives_a_report():
-    text = render(content(metrics={}, v=None, warnings=(), settings={}, files={}, row_labels=(), sample_labels=()))
+    unclassified = samples(agreement=None, predictions=(), sample_predictions=())
+    text = render(content(metrics={}, v=None, warnings=(), settings={}, files={}, samples=unclassified))
     assert "What the layer cannot tell apart" in text
     assert "is no classifier" in text
 

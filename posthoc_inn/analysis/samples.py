@@ -1,0 +1,168 @@
+"""Images that a layer cannot tell from given ones (MSC eq. 2), and what the model predicts for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from posthoc_inn import drawing
+from posthoc_inn.analysis.results import Result
+from posthoc_inn.errors import ConfigError, ShapeError
+from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.pipeline import Pipeline
+
+CONCLUSION = (
+    "What to conclude: whatever changes along a row, the layer has thrown away; whatever stays the same along a row, "
+    "it keeps."
+)
+LIMITS = (
+    "What not to conclude: that the model uses everything that stays (it may keep things it never looks at again), or "
+    "that what changes between reconstruction and input is an invariance (that is the autoencoder's loss)."
+)
+
+
+@dataclass(frozen=True)
+class Samples(Result):
+    """Images, their reconstructions, and samples with the same representation at the layer.
+
+    Attributes:
+        images: B, images that were sampled for.
+        samples: N, samples of each.
+        seed: Of v.
+        agreement: Share of samples for which the model predicts what it predicts for the image; None where it is no
+            classifier.
+        names: Of the images, such as their files; empty for none.
+        predictions: Name of the class that the model predicts for each image; empty where it is no classifier.
+        sample_predictions: The same for each sample, B rows of N, "" where it is the image's; empty where the model is
+            no classifier.
+        inputs: The images as the autoencoder sees them, (B, C, H, W) in [0, 1].
+        reconstructions: D(E(x)), (B, C, H, W).
+        pictures: The samples, (B, N, C, H, W).
+    """
+
+    images: int
+    samples: int
+    seed: int
+    agreement: float | None
+    names: tuple[str, ...]
+    predictions: tuple[str, ...]
+    sample_predictions: tuple[tuple[str, ...], ...]
+    inputs: Tensor = field(repr=False, compare=False)
+    reconstructions: Tensor = field(repr=False, compare=False)
+    pictures: Tensor = field(repr=False, compare=False)
+
+    @property
+    def row_labels(self) -> list[str]:
+        """A line for each image: its name and what the model predicts, as far as there are any."""
+        names = [drawing.shortened(name, 24) for name in self.names]
+        classes = [drawing.shortened(name) for name in self.predictions]
+        if not names:
+            return [f"predicts {name}" for name in classes]
+        return [f"{name}: {text}" for name, text in zip(names, classes, strict=True)] if classes else names
+
+    @property
+    def legend(self) -> str:
+        """What the figure shows."""
+        text = (
+            "Each row: an image, its reconstruction by the autoencoder, and random samples that have the same "
+            "representation at this layer."
+        )
+        if self.predictions:
+            text += (
+                " To the left stands what the model predicts for the image; a red frame marks a sample for which it "
+                "predicts something else, named in the corner."
+            )
+        return text
+
+    @property
+    def caption(self) -> str:
+        """What it shows, what to conclude, and what not."""
+        if self.agreement is None:
+            asked = "The model is no classifier, so its predictions for the samples are not compared."
+        else:
+            asked = (
+                f"{100 * (1 - self.agreement):.1f} % of these samples change the model's prediction: there t or the "
+                "autoencoder misses something that the layer holds."
+            )
+        return f"{self.legend} {CONCLUSION} {LIMITS} {asked}"
+
+    def figure(self) -> Figure:
+        """Draw a row an image."""
+        corners = [[drawing.shortened(name) for name in row] for row in self.sample_predictions]
+        columns = drawing.sample_columns(self.inputs, self.reconstructions, self.pictures, corners)
+        return drawing.grid(columns, row_labels=self.row_labels)
+
+
+def class_names_of(origin: Mapping[str, Any]) -> Sequence[str]:
+    """Return the names of a model's classes that an interpreter's origin knows; a bundle's is anyone's JSON.
+
+    >>> class_names_of({"classes": ["a", "b"]}), class_names_of({"classes": 3}), class_names_of({})
+    (['a', 'b'], (), ())
+    """
+    found = origin.get("classes")
+    return found if isinstance(found, (list, tuple)) else ()
+
+
+@torch.no_grad()
+def samples(
+    pipeline: Pipeline,
+    images: Tensor,
+    n: int = 8,
+    seed: int = 0,
+    class_names: Sequence[str] = (),
+    *,
+    names: Sequence[str] = (),
+) -> Samples:
+    """Sample D(t⁻¹(v given Φ(x))) for each image, and ask the model about the samples.
+
+    Args:
+        pipeline: The fitted parts.
+        images: As given to `fit`, (B, C, H, W).
+        n: N, samples of each.
+        seed: Of v.
+        class_names: Of the model's classes; numbers are shown where they are not as many as the classes.
+        names: Of the images, such as their files; empty for none.
+
+    Raises:
+        ConfigError: n is less than 1, or there are not as many names as images.
+        ShapeError: `images` are no batch of images.
+    """
+    images = pipeline.adapter.read(images)
+    if not len(images):
+        raise ShapeError("Samples are drawn for images, and there are none.")
+    if n < 1:
+        raise ConfigError(f"n must be at least 1, got {n}.")
+    if names and len(names) != len(images):
+        raise ConfigError(f"Give a name for each image or none, got {len(names)} for {len(images)} images.")
+    v = torch.randn(len(images), n, pipeline.latent_dim, generator=torch.Generator().manual_seed(seed))
+    drawn = pipeline.pictures(pipeline.sample_latents(pipeline.context(pipeline.features(images)), v)).cpu()
+    output = pipeline.predict(images)
+    predictions: tuple[str, ...] = ()
+    differing: tuple[tuple[str, ...], ...] = ()
+    agreement = None
+    if is_classification(output):
+        count = output.shape[1]
+        known = [str(k) for k in (class_names if len(class_names) == count else range(count))]
+        own = output.argmax(1).cpu()
+        asked = pipeline.ask_model(drawn.flatten(0, 1))[1].argmax(1).cpu().reshape(len(images), n)
+        agreement = float((asked == own[:, None]).double().mean())
+        predictions = tuple(known[k] for k in own.tolist())
+        rows = zip(own.tolist(), asked.tolist(), strict=True)
+        differing = tuple(tuple("" if k == label else known[k] for k in row) for label, row in rows)
+    return Samples(
+        images=len(images),
+        samples=n,
+        seed=seed,
+        agreement=agreement,
+        names=tuple(map(str, names)),
+        predictions=predictions,
+        sample_predictions=differing,
+        inputs=pipeline.adapter.to_images(images.to(pipeline.device)).cpu(),
+        reconstructions=pipeline.decode(pipeline.encode(images)[0]).cpu(),
+        pictures=drawn,
+    )
