@@ -12,7 +12,7 @@ from torch import Tensor
 
 from posthoc_inn import drawing
 from posthoc_inn.analysis.results import Result
-from posthoc_inn.errors import ConfigError, ShapeError
+from posthoc_inn.errors import ConfigError
 from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.pipeline import Pipeline
 
@@ -131,10 +131,9 @@ def samples(
     Raises:
         ConfigError: n is less than 1, or there are not as many names as images.
         ShapeError: `images` are no batch of images.
+        DataError: They cannot be used as images of the fit.
     """
     images = pipeline.adapter.read(images)
-    if not len(images):
-        raise ShapeError("Samples are drawn for images, and there are none.")
     if n < 1:
         raise ConfigError(f"n must be at least 1, got {n}.")
     if names and len(names) != len(images):

@@ -9,7 +9,7 @@ from torch import nn
 
 from posthoc_inn.analysis import samples
 from posthoc_inn.analysis.samples import CONCLUSION, LIMITS
-from posthoc_inn.errors import ConfigError, ShapeError
+from posthoc_inn.errors import ConfigError, DataError, ShapeError
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_the_caption_says_what_to_conclude_and_what_not(parts):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"images": torch.rand(0, 3, 8, 8)}, ShapeError, "there are none"),
+        ({"images": torch.rand(0, 3, 8, 8)}, DataError, "are empty"),
         ({"images": torch.rand(3, 8, 8)}, ShapeError, r"must be a tensor \(B, C, H, W\)"),
         ({"n": 0}, ConfigError, "n must be at least 1"),
         ({"names": ["a"]}, ConfigError, "a name for each image or none, got 1 for 2"),
