@@ -25,9 +25,9 @@ def test_both_schemes_see_the_same_features_of_the_same_images(load):
     whole_fit = load("whole_fit")
 
     case = whole_fit.Case("resnet18:layer3", 32, 8, preset("default"))
-    interpreter = case.fit(8, 1)
-    ours = case.rows(interpreter, 20)
-    papers = whole_fit.PapersTask(case.flow(interpreter), interpreter.pipeline, case.images, 8)
+    fit, result = case.fit(8, 1)
+    ours = case.rows(result, 20)
+    papers = whole_fit.PapersTask(case.flow(result), fit.parts.pipeline(), case.images, 8)
     z, mean, _, _ = papers.batch(0, torch.Generator().manual_seed(0))
     order = papers._shuffle.index(0)
     # Batches of another size round otherwise; the encoder of the fit read the images as bytes, as here.

@@ -11,7 +11,10 @@ from torch import nn
 from posthoc_inn import Interpreter
 from posthoc_inn.config import preset
 from posthoc_inn.errors import TrainingError
+from posthoc_inn.fit import plan as planning
 from posthoc_inn.fit import stages as fitting
+from posthoc_inn.fit.stages import Fit
+from posthoc_inn.rows.reader import RowReader
 from posthoc_inn.training import threads
 from posthoc_inn.training.threads import fastest, thread_counts, time_threads, using_threads
 
@@ -107,24 +110,25 @@ def one_is_faster(monkeypatch, two_threads):
         step()
         return {count: float(count) for count in counts}
 
-    monkeypatch.setattr(fitting, "MIN_STEPS", 1)
-    monkeypatch.setattr(fitting, "MIN_IMAGES", 1)
-    monkeypatch.setattr(fitting, "time_threads", timed)
+    monkeypatch.setattr(planning, "MIN_STEPS", 1)
+    monkeypatch.setattr(planning, "MIN_IMAGES", 1)
+    monkeypatch.setattr(planning, "time_threads", timed)
     return asked
 
 
 def test_each_stage_of_a_fit_runs_with_the_threads_that_were_found(one_is_faster, monkeypatch):
     seen = {}
-    for name in ("_read", "_train_autoencoder", "_encode", "_train_flow"):
-        work = getattr(fitting.Fit, name)
+    stages = [(RowReader, n) for n in ("read", "encode")] + [(Fit, n) for n in ("_train_autoencoder", "_train_flow")]
+    for owner, name in stages:
+        work = getattr(owner, name)
 
-        def spying(self, *args, name=name, work=work):
+        def spying(self, *args, name=name, work=work, **more):
             seen[name] = torch.get_num_threads()
-            return work(self, *args)
+            return work(self, *args, **more)
 
-        monkeypatch.setattr(fitting.Fit, name, spying)
+        monkeypatch.setattr(owner, name, spying)
     fitted = interpreter().fit(images())
-    assert seen == {"_read": 1, "_train_autoencoder": 1, "_encode": 1, "_train_flow": 1}
+    assert seen == {"read": 1, "_train_autoencoder": 1, "encode": 1, "_train_flow": 1}
     assert fitted.metrics_["threads"] == {"features": 1, "autoencoder": 1, "latents": 1, "t": 1}
     assert set(fitted.metrics_["seconds"]) == {"features", "autoencoder", "latents", "t", "measuring"}
     assert torch.get_num_threads() == 2
@@ -140,7 +144,7 @@ def test_the_plan_tells_and_the_same_fit_keeps_to_it(one_is_faster):
 
 
 def test_short_stages_are_not_measured_for(monkeypatch):
-    monkeypatch.setattr(fitting, "time_threads", None)
+    monkeypatch.setattr(planning, "time_threads", None)
     fitted = interpreter().fit(images())
     assert set(fitted.metrics_["threads"].values()) == {torch.get_num_threads()}
 
@@ -161,7 +165,7 @@ def test_a_resumed_fit_keeps_threads_and_adds_up_seconds(one_is_faster, monkeypa
     assert record["threads"] == {"features": 1, "autoencoder": 1, "latents": 1, "t": 1}
     assert set(record["seconds"]) == {"features", "autoencoder", "latents", "t"}
     monkeypatch.setattr(fitting, "train", train)
-    monkeypatch.setattr(fitting, "time_threads", None)  # not measured again
+    monkeypatch.setattr(planning, "time_threads", None)  # not measured again
     record["seconds"]["autoencoder"] = 100.0
     (tmp_path / "checkpoints" / "stages.json").write_text(json.dumps(record))
     again = interpreter().fit(images(), out=tmp_path, resume=True)
