@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
+from small_parts import tiny_default
 from torch import nn
 
 from posthoc_inn import Interpreter
-from posthoc_inn.config import preset
 from posthoc_inn.errors import TrainingError
 from posthoc_inn.fit import plan as planning
 from posthoc_inn.fit import stages as fitting
@@ -75,25 +75,11 @@ def test_each_number_is_timed_in_turns_within_the_budget(two_threads, monkeypatc
     assert seen == [2, 1, 2, 1]  # a warm-up and one timed step each, whatever they take
 
 
-def tiny():
-    steps = {"steps": 6, "batch_size": 8, "eval_every": 3, "checkpoint_every": 3}
-    usual = preset("default")
-    return usual.replace(
-        latent_dim=4,
-        autoencoder_width=4,
-        context_dim=8,
-        conditioner_width=8,
-        flow=usual.flow.replace(dim=4, context_dim=8, blocks=2, width=8),
-        autoencoder_training=usual.autoencoder_training.replace(**steps),
-        flow_training=usual.flow_training.replace(**steps),
-    )
-
-
 def interpreter(**more):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 3)).eval()
-    return Interpreter(model, "1", preset=tiny(), precision="32", mean=(0.5,) * 3, std=(0.5,) * 3, **more)
+    return Interpreter(model, "1", preset=tiny_default(), precision="32", mean=(0.5,) * 3, std=(0.5,) * 3, **more)
 
 
 def images():
