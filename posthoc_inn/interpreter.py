@@ -72,8 +72,7 @@ class Interpreter:
         metrics_: What `metrics.json` holds, as plain data.
         examples_: A few held-out images and their v, which `report` shows. No other image is kept.
 
-    >>> from posthoc_inn.testing import models
-    >>> interpreter = Interpreter(models.small_cnn(), layer="features.3")
+    >>> interpreter = Interpreter(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten()), layer="1")
     >>> interpreter.sample(torch.rand(2, 3, 28, 28), n=2)
     Traceback (most recent call last):
     ...

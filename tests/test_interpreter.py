@@ -6,37 +6,17 @@ import copy
 
 import pytest
 import torch
+from small_parts import SPEC, TINY
+from small_parts import network_with_state as network
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from posthoc_inn import Interpreter, untouched
 from posthoc_inn.autoencoders import GivenAutoencoder
-from posthoc_inn.config import AutoencoderConfig, FitConfig, FlowConfig, ImageSpec, TrainConfig
+from posthoc_inn.config import AutoencoderConfig, ImageSpec
 from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.errors import ConfigError, DataError, LayerNotFoundError, NotFittedError, ShapeError
 from posthoc_inn.progress import Reporter
-
-TINY = FitConfig(
-    preset="tiny",
-    latent_dim=8,
-    autoencoder_width=8,
-    context_dim=8,
-    conditioner_width=16,
-    conditioner_depth=1,
-    flow=FlowConfig(dim=8, context_dim=8, blocks=2, width=16),
-    autoencoder_training=TrainConfig(steps=12, batch_size=32, eval_every=6, checkpoint_every=4, patience=0),
-    flow_training=TrainConfig(steps=12, batch_size=32, eval_every=6, checkpoint_every=4, patience=0),
-)
-SPEC = ImageSpec(size=(28, 28), mean=(0.5,), std=(0.5,))
-
-
-def network(channels=3, seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(channels, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
-            nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(8 * 49, 10),
-        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +214,7 @@ def test_a_fit_interrupted_in_any_stage_resumes_to_the_same_bits(digits, tmp_pat
                 if self.now == self.wanted and done >= self.at:
                     raise Kill
 
-        for stage, step in (("reading images and features", 128), ("autoencoder", 7), ("t", 10)):
+        for stage, step in (("reading images and features", 128), ("autoencoder", 7), ("t", 6)):
             with pytest.raises(Kill):
                 interpreter(spec=SPEC).fit(digits, out=tmp_path / "run", resume=True, progress=KillAt(stage, step))
         resumed = interpreter(spec=SPEC).fit(digits, out=tmp_path / "run", resume=True)
@@ -270,7 +250,7 @@ def test_what_is_going_to_happen_is_announced_first(digits):
     plans = []
     interpreter(spec=SPEC).fit(digits, announce=plans.append, evaluate=False)
     text = "\n".join(plans[0].lines)
-    for part in ("8×7×7", "28 px", "12 steps", "minutes", "memory"):
+    for part in ("8×7×7", "28 px", "8 steps of 32", "minutes", "memory"):
         assert part in text
     assert plans[0].seconds["t"] > 0
 

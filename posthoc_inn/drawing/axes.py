@@ -28,10 +28,10 @@ def new_figure(width: float, height: float) -> Figure:
 def axes(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
     """Return `ax` and its figure, or new ones of a size in inches."""
     if ax is not None:
-        figure = ax.get_figure(root=True)
-        if figure is None:
+        parent = ax.get_figure()
+        if parent is None:
             raise ShapeError("The given axes belong to no figure.")
-        return figure, ax
+        return parent.figure, ax  # the whole figure, of a subfigure too
     figure = new_figure(width, height)
     return figure, figure.add_subplot()
 

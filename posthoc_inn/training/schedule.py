@@ -12,7 +12,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
     >>> config = TrainConfig(steps=100, lr=1.0, warmup=0.1, final_lr=0.01)
     >>> [round(learning_rate(config, k), 2) for k in (0, 9, 55, 99)]
-    [0.1, 1.0, 0.49, 0.01]
+    [0.1, 1.0, 0.5, 0.01]
     """
     warm = round(config.warmup * config.steps)
     if step < warm:

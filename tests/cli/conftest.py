@@ -1,61 +1,17 @@
-"""A small preset, a folder of pictures, and one finished run that many tests look at."""
+"""A folder of pictures, and one finished run that many tests look at."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from cli_helpers import QUICK, Answer, make_quick
 from PIL import Image
 
-from posthoc_inn import config
-from posthoc_inn.cli.fit import classifier as classifier_stage
-from posthoc_inn.cli.fit import run as fit_run
 from posthoc_inn.cli.main import main
 from posthoc_inn.datasets import ColorDigits
-from posthoc_inn.report import figures
-
-QUICK = (
-    *("--backbone", "small_cnn", "--weights", "train", "--layer", "pool"),
-    *("--classifier-steps", "8", "--precision", "32"),
-)
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def tiny_preset() -> config.FitConfig:
-    usual = config.preset("default")
-    steps = {"steps": 8, "batch_size": 16, "eval_every": 4, "checkpoint_every": 4}
-    return usual.replace(
-        latent_dim=4,
-        autoencoder_width=4,
-        context_dim=8,
-        conditioner_width=8,
-        flow=usual.flow.replace(dim=4, context_dim=8, blocks=2, width=8),
-        autoencoder_training=usual.autoencoder_training.replace(**steps),
-        flow_training=usual.flow_training.replace(**steps),
-    )
-
-
-def make_quick(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(config._PRESETS, "default", tiny_preset())
-    patch.setattr(classifier_stage, "estimate", lambda *args: 1.0)
-    patch.setattr(fit_run, "CLASSIFIER_TRAINING", fit_run.CLASSIFIER_TRAINING.replace(batch_size=16))
-    patch.setattr(figures.to_png, "__defaults__", (30,))
-    patch.setattr(figures.to_data_uri, "__defaults__", (30,))
 
 
 @pytest.fixture(autouse=True)

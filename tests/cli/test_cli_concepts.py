@@ -6,11 +6,10 @@ import json
 import shutil
 
 import pytest
+from cli_helpers import QUICK, make_quick
 from PIL import Image
 
 from posthoc_inn.cli.main import main
-
-from conftest import QUICK, make_quick  # isort: skip
 
 
 @pytest.fixture(scope="session")

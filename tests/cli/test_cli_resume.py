@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,9 +91,10 @@ def test_ctrl_c_says_how_to_go_on(ask, monkeypatch, pictures, quick, tmp_path):
 
 SLOWLY = """
 import sys
-sys.path.insert(0, sys.argv.pop(1))
+sys.path[:0] = sys.argv[1:3]
+del sys.argv[1:3]
 import pytest
-from conftest import make_quick
+from cli_helpers import make_quick
 make_quick(pytest.MonkeyPatch())
 from posthoc_inn.cli.main import main
 main(sys.argv[1:])
@@ -105,10 +106,10 @@ main(sys.argv[1:])
 def test_kill_9_at_any_stage_can_be_resumed(ask, pictures, quick, tmp_path, after):
     out = tmp_path / "run"
     args = ["fit", *quick, "--classifier-steps", "300", "--autoencoder-steps", "100", "--steps", "100"]
-    here = os.path.dirname(__file__)
+    args += ["--data", str(pictures), "--out", str(out), "--quiet"]
+    here = Path(__file__).parent
     child = subprocess.Popen(
-        [sys.executable, "-c", SLOWLY, here, *args, "--data", str(pictures), "--out", str(out), "--quiet"],
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-c", SLOWLY, str(here), str(here.parent), *args], stdout=subprocess.DEVNULL
     )
     waited = time.monotonic() + 120
     while not (out / "checkpoints" / f"{after}.safetensors").exists():

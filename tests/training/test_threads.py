@@ -6,13 +6,15 @@ import json
 
 import pytest
 import torch
+from small_parts import tiny_default
 from torch import nn
 
 from posthoc_inn import Interpreter
-from posthoc_inn.config import preset
 from posthoc_inn.errors import TrainingError
-from posthoc_inn.fit import plan
+from posthoc_inn.fit import plan as planning
 from posthoc_inn.fit import stages as fitting
+from posthoc_inn.fit.stages import Fit
+from posthoc_inn.rows.reader import RowReader
 from posthoc_inn.training import threads
 from posthoc_inn.training.threads import fastest, thread_counts, time_threads, using_threads
 
@@ -73,25 +75,11 @@ def test_each_number_is_timed_in_turns_within_the_budget(two_threads, monkeypatc
     assert seen == [2, 1, 2, 1]  # a warm-up and one timed step each, whatever they take
 
 
-def tiny():
-    steps = {"steps": 6, "batch_size": 8, "eval_every": 3, "checkpoint_every": 3}
-    usual = preset("default")
-    return usual.replace(
-        latent_dim=4,
-        autoencoder_width=4,
-        context_dim=8,
-        conditioner_width=8,
-        flow=usual.flow.replace(dim=4, context_dim=8, blocks=2, width=8),
-        autoencoder_training=usual.autoencoder_training.replace(**steps),
-        flow_training=usual.flow_training.replace(**steps),
-    )
-
-
 def interpreter(**more):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 3)).eval()
-    return Interpreter(model, "1", preset=tiny(), precision="32", mean=(0.5,) * 3, std=(0.5,) * 3, **more)
+    return Interpreter(model, "1", preset=tiny_default(), precision="32", mean=(0.5,) * 3, std=(0.5,) * 3, **more)
 
 
 def images():
@@ -108,25 +96,25 @@ def one_is_faster(monkeypatch, two_threads):
         step()
         return {count: float(count) for count in counts}
 
-    monkeypatch.setattr(plan, "MIN_STEPS", 1)
-    monkeypatch.setattr(plan, "MIN_IMAGES", 1)
-    monkeypatch.setattr(plan, "time_threads", timed)
+    monkeypatch.setattr(planning, "MIN_STEPS", 1)
+    monkeypatch.setattr(planning, "MIN_IMAGES", 1)
+    monkeypatch.setattr(planning, "time_threads", timed)
     return asked
 
 
 def test_each_stage_of_a_fit_runs_with_the_threads_that_were_found(one_is_faster, monkeypatch):
     seen = {}
-    fit, reader = fitting.Fit, fitting.RowReader
-    for owner, name in ((fit, "_read"), (fit, "_train_autoencoder"), (reader, "encode"), (fit, "_train_flow")):
+    stages = [(RowReader, n) for n in ("read", "encode")] + [(Fit, n) for n in ("_train_autoencoder", "_train_flow")]
+    for owner, name in stages:
         work = getattr(owner, name)
 
-        def spying(self, *args, name=name, work=work):
+        def spying(self, *args, name=name, work=work, **more):
             seen[name] = torch.get_num_threads()
-            return work(self, *args)
+            return work(self, *args, **more)
 
         monkeypatch.setattr(owner, name, spying)
     fitted = interpreter().fit(images())
-    assert seen == {"_read": 1, "_train_autoencoder": 1, "encode": 1, "_train_flow": 1}
+    assert seen == {"read": 1, "_train_autoencoder": 1, "encode": 1, "_train_flow": 1}
     assert fitted.metrics_["threads"] == {"features": 1, "autoencoder": 1, "latents": 1, "t": 1}
     assert set(fitted.metrics_["seconds"]) == {"features", "autoencoder", "latents", "t", "measuring"}
     assert torch.get_num_threads() == 2
@@ -142,7 +130,7 @@ def test_the_plan_tells_and_the_same_fit_keeps_to_it(one_is_faster):
 
 
 def test_short_stages_are_not_measured_for(monkeypatch):
-    monkeypatch.setattr(plan, "time_threads", None)
+    monkeypatch.setattr(planning, "time_threads", None)
     fitted = interpreter().fit(images())
     assert set(fitted.metrics_["threads"].values()) == {torch.get_num_threads()}
 
@@ -163,7 +151,7 @@ def test_a_resumed_fit_keeps_threads_and_adds_up_seconds(one_is_faster, monkeypa
     assert record["threads"] == {"features": 1, "autoencoder": 1, "latents": 1, "t": 1}
     assert set(record["seconds"]) == {"features", "autoencoder", "latents", "t"}
     monkeypatch.setattr(fitting, "train", train)
-    monkeypatch.setattr(plan, "time_threads", None)  # not measured again
+    monkeypatch.setattr(planning, "time_threads", None)  # not measured again
     record["seconds"]["autoencoder"] = 100.0
     (tmp_path / "checkpoints" / "stages.json").write_text(json.dumps(record))
     again = interpreter().fit(images(), out=tmp_path, resume=True)
