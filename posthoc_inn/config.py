@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union
 
 from posthoc_inn.errors import ConfigError, Problems, suggest
+from posthoc_inn.files import plain
 
 C = TypeVar("C", bound="Config")
 
@@ -74,15 +75,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain data (dict, list, str, number, bool, None)."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, Config):
-                return value.to_dict()
-            if isinstance(value, tuple):
-                return [plain(v) for v in value]
-            return value
-
-        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        # A limit may be infinite, and is read back as such.
+        return {f.name: plain(getattr(self, f.name), finite=False) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls: type[C], data: Mapping[str, Any]) -> C:

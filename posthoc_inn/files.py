@@ -1,9 +1,31 @@
-"""Files that are replaced at once: whoever reads them finds the old content or the new, never a part."""
+"""What goes into files: plain data that JSON can hold, and content that replaces the old one at once."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+
+def plain(value: Any, *, finite: bool = True) -> Any:
+    """Return what JSON can hold: keys as text, tuples as lists, and what has `to_dict` as that says.
+
+    Args:
+        value: Anything; what is neither a container nor has `to_dict` stays as it is.
+        finite: Whether figures that are not finite become None.
+
+    >>> plain({"a": (1.0, float("nan")), 2: [float("inf")]})
+    {'a': [1.0, None], '2': [None]}
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, finite=finite) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v, finite=finite) for v in value]
+    if callable(getattr(value, "to_dict", None)):
+        return value.to_dict()
+    return None if finite and isinstance(value, float) and not math.isfinite(value) else value
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

@@ -16,16 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from posthoc_inn import __version__
+from posthoc_inn.analysis import model_accuracy
 from posthoc_inn.analysis.sweep_result import SweepPoint, SweepResult
 from posthoc_inn.bundle import load_bundle
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import Config
 from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, TrainingError
-from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.files import replace_file
 from posthoc_inn.fit import FitRequest
 from posthoc_inn.images import BatchSource
@@ -33,6 +32,8 @@ from posthoc_inn.interpreter import Interpreter
 from posthoc_inn.weights import fingerprint, load_weights
 
 RESULT = "result.json"
+ACCURACY_IMAGES = 10_000
+"""Held-out images that the model's accuracy is measured on."""
 
 
 class Executor(Protocol):
@@ -121,7 +122,7 @@ def run_job(job: SweepJob) -> dict[str, Any]:
         "name": job.name,
         "position": job.position,
         "layer": job.layer,
-        "accuracy": accuracy(interpreter, request.held_out),
+        "accuracy": _accuracy(interpreter, request.held_out),
         **{k: metrics[k] for k in ("faithfulness", "likelihood", "explained_by_invariances", "autoencoder", "seconds")},
         "concepts": metrics.get("concepts"),
     }
@@ -142,25 +143,13 @@ def _stored(out: Path, key: str) -> dict[str, Any] | None:
     return found
 
 
-@torch.no_grad()
-def accuracy(interpreter: Interpreter, held_out: Any, *, limit: int = 10_000) -> float | None:
+def _accuracy(interpreter: Interpreter, held_out: Any) -> float | None:
     """Return the model's accuracy on held-out images, or None where it is no classifier or there are no labels."""
     if isinstance(held_out, float | int):
         return None
-    pipeline = interpreter.pipeline
-    hits = count = 0
-    for batch in BatchSource(held_out, batch_size=250, limit=limit).batches():
-        labels = batch["labels"]
-        if isinstance(labels, dict):
-            labels = next((v for v in labels.values() if v.ndim == 1), None)
-        if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
-            return None
-        output = pipeline.predict(batch["images"])
-        if not is_classification(output):
-            return None
-        hits += int((output.argmax(1).cpu() == labels).sum())
-        count += len(labels)
-    return hits / max(1, count)
+    source = BatchSource(held_out, batch_size=250)
+    found = model_accuracy(interpreter.pipeline.predict, source, limit=ACCURACY_IMAGES, classes=None)
+    return None if found is None else float(found["accuracy"])
 
 
 Point = tuple[str, float, nn.Module, str | None, str]

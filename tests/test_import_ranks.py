@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1] / "posthoc_inn"
 RANKS = {
     "errors": 0,
     "protocols": 0,
+    "files": 0,
     "config": 1,
     "progress": 1,
-    "files": 1,
     # Pure functions of tensors, which autoencoders need too.
     "objectives": 1.5,
     "weights": 1.5,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
+
+from posthoc_inn.files import plain
 
 
 @dataclass(frozen=True)
@@ -18,18 +20,6 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data; a figure that is not finite becomes None, which JSON can hold."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, Result):
-                return value.to_dict()
-            if isinstance(value, (tuple, list)):
-                return [plain(v) for v in value]
-            if isinstance(value, Mapping):
-                return {str(k): plain(v) for k, v in value.items()}
-            if isinstance(value, float) and not math.isfinite(value):
-                return None
-            return value
-
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: plain(value) for name, value in values.items() if not isinstance(value, Tensor)}
 

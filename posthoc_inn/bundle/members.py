@@ -172,16 +172,3 @@ def dump_json(value: Any, name: str) -> bytes:
     if len(data) > LIMITS[name]:
         raise BundleError(f"{name} would have {len(data):,} bytes; at most {LIMITS[name]:,} are allowed.")
     return data + b"\n"
-
-
-def plain(value: Any) -> Any:
-    """Return `value` with every figure that is not finite as None, and tuples as lists.
-
-    >>> plain({"a": (1.0, float("nan"))})
-    {'a': [1.0, None]}
-    """
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -27,7 +27,6 @@ from posthoc_inn.bundle.members import (
     WEIGHTS_FILE,
     dump_json,
     parse_json,
-    plain,
     read_member,
     sha256,
     shown,
@@ -48,6 +47,7 @@ from posthoc_inn.bundle.record import (
 from posthoc_inn.bundle.tensors import MAX_HEADER
 from posthoc_inn.config import AutoencoderConfig
 from posthoc_inn.errors import BundleError, ConfigError
+from posthoc_inn.files import plain
 from posthoc_inn.weights import fingerprint, plain_state
 
 

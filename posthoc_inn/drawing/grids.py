@@ -186,14 +186,17 @@ def grid(
         for row in range(places.rows):
             _draw_cell(ax, column, row, (x, row * places.step), limit)
         around: dict[str, Any] = {"ha": "center", "size": 7.5, "linespacing": 0.95}
-        ax.text((x + last + 1) / 2, -0.07, column.heading, va="bottom", color=heading_color, **around)
-        ax.text(x + 0.5, places.bottom + 0.06, column.footer, va="top", color=INK, **around)
+        if column.heading:
+            ax.text((x + last + 1) / 2, -0.07, column.heading, va="bottom", color=heading_color, **around)
+        if column.footer:
+            ax.text(x + 0.5, places.bottom + 0.06, column.footer, va="top", color=INK, **around)
         if column.rule:
             ax.plot([x - (GAP + WIDE) / 2] * 2, [-0.1, places.bottom], color=GRID, linewidth=1)
     for row, text in enumerate(row_labels):
         ax.text(-0.14, row * places.step + 0.5, text, ha="right", va="center", size=8, color=INK)
-    where = places.bottom + 0.08 + places.note
-    ax.text(0, where, note, ha="left", va="top", size=7.2, color=SOFT, linespacing=1.0)
+    if note:
+        where = places.bottom + 0.08 + places.note
+        ax.text(0, where, note, ha="left", va="top", size=7.2, color=SOFT, linespacing=1.0)
     ax.set(**places.limits)
     ax.set_aspect("equal")
     ax.axis("off")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from posthoc_inn import analysis
 from posthoc_inn.concepts import ConceptModel
+from posthoc_inn.files import plain
 from posthoc_inn.fit.parts import FitResult
 from posthoc_inn.fit.stages import Fit
 
@@ -77,7 +78,9 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
             metrics["concepts"]["scores"] = result.concepts.scores
     if result.concepts is not None:
         metrics["training"]["e"] = result.concepts.history.to_dict()
+    model = parts.extractor.model
     metrics |= {
+        "model": {"name": type(model).__name__, **(analysis.model_accuracy(pipeline.predict, parts.held_out) or {})},
         "layer": parts.extractor.layer,
         "z_shape": list(parts.probe.z_shape),
         "is_cut": parts.probe.is_cut,
@@ -85,7 +88,7 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         "threads": dict(result.threads),
         "fit": parts.config.to_dict(),
     }
-    return Measured(metrics, relevance, _examples(fit, result, seed))
+    return Measured(plain(metrics), relevance, _examples(fit, result, seed))
 
 
 def _examples(fit: Fit, result: FitResult, seed: int) -> Examples:

@@ -65,21 +65,6 @@ def write_pictures(interpreter: Interpreter, directory: RunDirectory, words: Rep
     write_fitted_report(interpreter, examples.images, examples.v, directory.report, words=words, samples=shown)
 
 
-def finite(value: Any) -> Any:
-    """Return plain data with None for what is not finite, which JSON cannot hold.
-
-    >>> finite({"a": [1.0, float("nan")], 2: ("b",)})
-    {'a': [1.0, None], '2': ['b']}
-    """
-    if isinstance(value, dict):
-        return {str(k): finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else None
-    return value
-
-
 def finished_run(options: FitOptions) -> None:
     """Show a finished run again.
 

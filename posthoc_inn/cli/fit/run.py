@@ -11,24 +11,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from posthoc_inn.analysis import model_accuracy
 from posthoc_inn.cli.fit import classifier as classifier_stage
 from posthoc_inn.cli.fit.directory import RunDirectory
 from posthoc_inn.cli.fit.inputs import check_canonical, open_autoencoder, open_images, open_model
 from posthoc_inn.cli.fit.memory import keep_freed_memory
 from posthoc_inn.cli.fit.options import FitOptions, choose, title_of
-from posthoc_inn.cli.fit.results import finite, report_words, show_result, write_pictures
+from posthoc_inn.cli.fit.results import report_words, show_result, write_pictures
 from posthoc_inn.cli.models import NONE, TRAIN, backbone_spec, missing_layer, open_device
 from posthoc_inn.cli.terminal import choose_reporter, out, print_lines
 from posthoc_inn.concepts import as_source
 from posthoc_inn.config import TrainConfig
 from posthoc_inn.errors import DataError, LayerNotFoundError, PosthocInnError
-from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.files import plain
 from posthoc_inn.fit import FitRequest, Plan
 from posthoc_inn.fit.preparing import choose_image_size
 from posthoc_inn.images import BatchSource, apply_spec
 from posthoc_inn.interpreter import Interpreter
 from posthoc_inn.plugins import get_plugin_manager
-from posthoc_inn.training.classifier import CLASSIFIER_TRAINING, chance, classes_of
+from posthoc_inn.training.classifier import CLASSIFIER_TRAINING
 from posthoc_inn.training.precision import choose_precision
 
 CHECKED = 1000
@@ -262,19 +263,10 @@ class Run:
 
     def _accuracy(self) -> dict[str, float]:
         """Return the model's accuracy on held-out labels, where it has the same classes; warn when it guesses."""
-        batch = self.kept.take(CHECKED)
-        try:
-            labels = classes_of(batch["labels"])
-        except PosthocInnError:
+        found = model_accuracy(self._predict, self.kept, limit=CHECKED, classes=len(self.images.classes))
+        if found is None:
             return {}
-        outputs = max(len(self.images.classes), int(labels.max()) + 1)
-        hits = 0
-        for images, wanted in zip(batch["images"].split(128), labels.split(128), strict=True):
-            output = self._predict(images)
-            if not is_classification(output) or output.shape[1] != outputs:
-                return {}
-            hits += int((output.argmax(1).cpu() == wanted).sum())
-        accuracy, guessing = hits / len(labels), chance(labels)
+        accuracy, guessing = found["accuracy"], found["chance"]
         if accuracy < 1.5 * guessing and self.choice.weights != NONE:
             advice = (
                 "Train it longer (--classifier-steps) or with another --seed."
@@ -282,11 +274,11 @@ class Run:
                 else "Are its weights, --mean/--std and the order of the classes right?"
             )
             self.reporter.note(
-                f"Warning: the model is right on only {100 * accuracy:.1f} % of {len(labels)} held-out images, "
+                f"Warning: the model is right on only {100 * accuracy:.1f} % of {found['images']} held-out images, "
                 f"hardly better than guessing. {advice}"
             )
         self.say(f"{title_of(self.model.name)} is right on {100 * accuracy:.1f} % of the held-out images.")
-        return {"accuracy": accuracy, "chance": guessing, "images": len(labels)}
+        return found
 
     def _predict(self, images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -305,7 +297,7 @@ class Run:
         metrics["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
         metrics["model"] = {"name": self.model.name, "weights": self.model.origin["weights"], **accuracy}
         metrics["notes"] = [*self.choice.notes, *self.model.notes]
-        interpreter.metrics_ = metrics = finite(metrics)
+        interpreter.metrics_ = metrics = plain(metrics)
         interpreter.origin = self.model.origin
         interpreter.save(self.directory.bundle, overwrite=True, store_model=self.trains)
         self.directory.write("metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
