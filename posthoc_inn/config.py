@@ -75,7 +75,8 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain data (dict, list, str, number, bool, None)."""
-        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        # A limit may be infinite, and is read back as such.
+        return {f.name: plain(getattr(self, f.name), finite=False) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls: type[C], data: Mapping[str, Any]) -> C:

@@ -1,4 +1,4 @@
-"""What is written to files: replaced at once, so that nobody reads a part of it, and plain, so that JSON holds it."""
+"""What goes into files: plain data that JSON can hold, and content that replaces the old one at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+
+def plain(value: Any, *, finite: bool = True) -> Any:
+    """Return what JSON can hold: keys as text, tuples as lists, and what has `to_dict` as that says.
+
+    Args:
+        value: Anything; what is neither a container nor has `to_dict` stays as it is.
+        finite: Whether figures that are not finite become None.
+
+    >>> plain({"a": (1.0, float("nan")), 2: [float("inf")]})
+    {'a': [1.0, None], '2': [None]}
+    """
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, finite=finite) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v, finite=finite) for v in value]
+    if callable(getattr(value, "to_dict", None)):
+        return value.to_dict()
+    return None if finite and isinstance(value, float) and not math.isfinite(value) else value
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -24,20 +43,3 @@ def replace_file(path: Path, content: str | bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     os.replace(partial, path)
-
-
-def plain(value: Any) -> Any:
-    """Return `value` as JSON gives it back: tuples as lists, keys as text, what is not finite as None.
-
-    What has a `to_dict` of its own (results, configurations) becomes what that returns.
-
-    >>> plain({"a": (1.0, float("nan")), 2: "b"})
-    {'a': [1.0, None], '2': 'b'}
-    """
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value.to_dict() if hasattr(value, "to_dict") else value

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from posthoc_inn import __version__
+from posthoc_inn.analysis import model_accuracy
 from posthoc_inn.analysis.sweep_result import SweepPoint, SweepResult
 from posthoc_inn.bundle import load_bundle
 from posthoc_inn.concepts import ConceptModel
@@ -27,6 +28,7 @@ from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, TrainingE
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.files import replace_file
 from posthoc_inn.fit import FitRequest
+from posthoc_inn.images import BatchSource
 from posthoc_inn.interpreter import Interpreter
 from posthoc_inn.progress import Reporter
 from posthoc_inn.weights import fingerprint, load_weights
@@ -34,6 +36,8 @@ from posthoc_inn.weights import fingerprint, load_weights
 RESULT = "result.json"
 EXTRACTOR = ("output", "call", "tokens", "prediction")
 """Options of `Interpreter` that say what of a layer is looked at."""
+ACCURACY_IMAGES = 10_000
+"""Held-out images that the model's accuracy is measured on."""
 
 
 class Executor(Protocol):
@@ -126,7 +130,7 @@ def run_job(job: SweepJob, reporter: Reporter | None = None) -> dict[str, Any]:
         "name": job.name,
         "position": job.position,
         "layer": job.layer,
-        "accuracy": metrics["model"].get("accuracy"),
+        "accuracy": _accuracy(interpreter, request.held_out),
         **{k: metrics[k] for k in ("faithfulness", "likelihood", "explained_by_invariances", "autoencoder", "seconds")},
         "concepts": metrics.get("concepts"),
     }
@@ -145,6 +149,15 @@ def _stored(out: Path, key: str) -> dict[str, Any] | None:
             "remove it."
         )
     return found
+
+
+def _accuracy(interpreter: Interpreter, held_out: Any) -> float | None:
+    """Return the model's accuracy on held-out images, or None where it is no classifier or there are no labels."""
+    if isinstance(held_out, float | int):
+        return None
+    source = BatchSource(held_out, batch_size=250)
+    found = model_accuracy(interpreter.pipeline.predict, source, limit=ACCURACY_IMAGES, classes=None)
+    return None if found is None else float(found["accuracy"])
 
 
 Point = tuple[str, float, nn.Module, str | None, str, Mapping[str, Any]]

@@ -1,5 +1,6 @@
 """Questions asked of fitted parts; each returns a result with plain data, most of them a figure and a caption too."""
 
+from posthoc_inn.analysis.accuracy import model_accuracy
 from posthoc_inn.analysis.adversarial import Attack
 from posthoc_inn.analysis.attack import AttackedLayer, AttackView, attack_view
 from posthoc_inn.analysis.edit_gallery import EditedConcept, EditGallery, edit_gallery
@@ -61,6 +62,7 @@ __all__ = [
     "invariance_maps",
     "likelihood",
     "measure",
+    "model_accuracy",
     "ornstein_uhlenbeck",
     "read_frames",
     "recombine",

@@ -1,55 +1,75 @@
-"""How often the explained model is right, where the data has its classes: is it worth explaining at all?"""
+"""How often the explained model is right on labelled images, beside what guessing would reach."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from posthoc_inn.errors import DataError
 from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.images import BatchSource
-from posthoc_inn.training.classifier import chance
+from posthoc_inn.training.classifier import chance, classes_of
 
-
-class Accuracy(TypedDict):
-    """Share of images whose label is predicted, that of always naming the most frequent label, and their number."""
-
-    accuracy: float
-    chance: float
-    images: int
+LIMIT = 1000
+"""Images that are looked at, unless a caller wants more."""
 
 
 @torch.no_grad()
 def model_accuracy(
-    predict: Callable[[Tensor], Tensor], data: BatchSource, *, classes: int | None = None, limit: int = 1000
-) -> Accuracy | None:
-    """Return how often `predict` is right on labelled images.
+    predict: Callable[[Tensor], Tensor],
+    source: BatchSource,
+    *,
+    limit: int = LIMIT,
+    classes: int | None = 0,
+) -> dict[str, Any] | None:
+    """Return the share of images that a model gets right.
 
     Args:
-        predict: The user's tensors (B, C, H, W) -> the model's output.
-        data: Images, with labels or without.
-        classes: Number of the data's classes; by default one more than the largest label.
-        limit: Images at the most.
+        predict: Images as `source` yields them, (B, C, H, W) -> the model's output, batch first.
+        source: Labelled images.
+        limit: Images that are looked at.
+        classes: How many classes the data has, as far as it is known; labels may show more. The model must have as
+            many: another number means other classes. None asks every model that has a score for each label, and takes,
+            of several labels with names, the first that is a class.
 
     Returns:
-        The accuracy; None where there are no labels that are one class an image, or where the model has another
-        number of classes, so that its numbers need not mean the labels'.
+        `accuracy`, the share; `chance`, what naming the most frequent class would reach; `images`, how many were
+        looked at. None where the images have no classes, or the model other ones.
+
+    >>> source = BatchSource((torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 1, 1])))
+    >>> model_accuracy(lambda images: torch.tensor([[1.0, 0.0]]).expand(len(images), 2), source)
+    {'accuracy': 0.25, 'chance': 0.75, 'images': 4}
     """
-    hits, seen = 0, []
-    for batch in BatchSource(data, limit=limit).batches():
-        labels = batch["labels"]
-        if isinstance(labels, dict):
-            labels = next((v for v in labels.values() if v.ndim == 1), None)
-        if labels is None or labels.ndim != 1 or labels.is_floating_point() or bool((labels < 0).any()):
+    hits = width = 0
+    seen: list[Tensor] = []
+    for batch in source.batches(draw=0):
+        left = limit - sum(len(part) for part in seen)
+        try:
+            labels = classes_of(_first_class(batch["labels"]) if classes is None else batch["labels"])[:left]
+        except DataError:
             return None
-        output = predict(batch["images"])
+        output = predict(batch["images"][:left])
         if not is_classification(output):
             return None
+        width = output.shape[1]
         hits += int((output.argmax(1).cpu() == labels).sum())
-        seen.append(labels.long())
-    known = torch.cat(seen)
-    if output.shape[1] != max(classes or 0, int(known.max()) + 1):
+        seen.append(labels)
+        if len(labels) >= left:
+            break
+    wanted = torch.cat(seen) if seen else torch.empty(0, dtype=torch.long)
+    if not len(wanted):
         return None
-    return Accuracy(accuracy=hits / len(known), chance=chance(known), images=len(known))
+    shown = int(wanted.max()) + 1
+    if shown > width or (classes is not None and width != max(classes, shown)):
+        return None
+    return {"accuracy": hits / len(wanted), "chance": chance(wanted), "images": len(wanted)}
+
+
+def _first_class(labels: Any) -> Any:
+    """Return the first of several labels that is a class, or `labels` where they are one."""
+    if not isinstance(labels, Mapping):
+        return labels
+    return next((v for v in labels.values() if v.ndim == 1 and not v.is_floating_point()), None)

@@ -16,7 +16,6 @@ from posthoc_inn.analysis.comparable import (
     class_name,
     classify,
     contexts,
-    predict,
     to_canonical,
 )
 from posthoc_inn.analysis.invariance import ExplainedByInvariances, explained_by_invariances
@@ -256,7 +255,7 @@ def attack_view(
     if z is not None and (missing := [name for name in pipelines if name not in z]):
         raise ConfigError(f"attack_view: z has no representations for {', '.join(map(repr, missing))}.")
     clean = to_canonical(first.adapter, images)
-    output = predict(first, as_given(first.adapter, clean))
+    output = first.predict(as_given(first.adapter, clean))
     own, chance = classify(output, "attack_view")
     wanted = labels if target is None else target
     aim = (
@@ -268,8 +267,8 @@ def attack_view(
     noisy = (clean + attack.epsilon * random_signs(clean, seed)).clamp(0, 1)
 
     given, given_attacked, given_noisy = (as_given(first.adapter, x) for x in (clean, attacked, noisy))
-    found, found_chance = classify(predict(first, given_attacked), "attack_view")
-    by_noise, _ = classify(predict(first, given_noisy), "attack_view")
+    found, found_chance = classify(first.predict(given_attacked), "attack_view")
+    by_noise, _ = classify(first.predict(given_noisy), "attack_view")
     z_bar = first.encode(given)[0]
     reconstruction = first.decode(z_bar).cpu()
     again, again_chance = classify(first.ask_model(reconstruction)[1], "attack_view")

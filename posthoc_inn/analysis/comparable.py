@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posthoc_inn.drawing import shortened
 from posthoc_inn.errors import ConfigError, DataError, Problems
 from posthoc_inn.features.isolation import unwrap
 from posthoc_inn.features.outputs import is_classification
@@ -126,18 +127,11 @@ def classify(output: Tensor, subject: str) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def predict(pipeline: Pipeline, given: Tensor) -> Tensor:
-    """Return the model's output for the user's tensors (B, C, H, W), in chunks, on the CPU."""
-    parts = (pipeline.adapter.to_model(part.to(pipeline.device)) for part in given.split(ROWS))
-    return torch.cat([pipeline.extractor.predict(part).cpu() for part in parts])
-
-
-@torch.no_grad()
 def contexts(pipeline: Pipeline, given: Tensor) -> Tensor:
     """Return H(Φ(x)), shape (B, context_dim), for the user's tensors: z of all images is never held at once."""
     return torch.cat([pipeline.context(pipeline.features(part)) for part in given.split(ROWS)])
 
 
-def class_name(label: int, names: Sequence[str], width: int = 14) -> str:
+def class_name(label: int, names: Sequence[str]) -> str:
     """Return a class's name, shortened, or its number where no names are known."""
-    return str(names[label])[:width] if label < len(names) else str(label)
+    return shortened(str(names[label])) if label < len(names) else str(label)

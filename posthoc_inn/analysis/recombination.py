@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from posthoc_inn.analysis.comparable import ROWS, as_given, class_name, classify, contexts, predict, to_canonical
+from posthoc_inn.analysis.comparable import ROWS, as_given, class_name, classify, contexts, to_canonical
 from posthoc_inn.analysis.results import Result, share_with_error
 from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.errors import ConfigError, ShapeError
@@ -148,7 +148,7 @@ def recombine(
     columns = rows if v_of is None else as_given(adapter, to_canonical(adapter, v_of))
     row_context = contexts(pipeline, rows)
     v = _ignored(pipeline, columns)
-    outputs = [predict(pipeline, part) for part in (rows, columns)]
+    outputs = [pipeline.predict(part) for part in (rows, columns)]
     is_classifier = is_classification(outputs[0])
     row_class, column_class = (classify(o, "recombine")[0] for o in outputs) if is_classifier else (None, None)
     column_z = torch.cat([_flat(pipeline, part) for part in columns.split(ROWS)])

@@ -91,7 +91,7 @@ def draw(
     """Write the picture, and return what it shows."""
     import torch
 
-    from posthoc_inn.drawing import columns_of, grid, to_png
+    from posthoc_inn.drawing import columns_of, grid, shortened, to_png
 
     paths = listed_images(files)
     images = read_images(stored, paths)
@@ -117,7 +117,7 @@ def draw(
             columns.append(interpreter.walk(images, other, steps=steps, kind=kind, concept=concept).cpu())
             labels += [f"step {k + 1}" for k in range(steps)]
             told = f"walked to {Path(str(target)).name}" + (f" in {concept} alone" if concept else "")
-    names = [path.name[:24] for path in paths]
+    names = [shortened(path.name, 24) for path in paths]
     picture = to_png(grid(columns_of(torch.cat(columns, dim=1), headings=labels, gaps=(2,)), row_labels=names))
     write_picture(out, picture)
     return {"out": str(out), "images": len(paths), "told": told, "concept": concept, "seed": seed}

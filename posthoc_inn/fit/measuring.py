@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from posthoc_inn import analysis
-from posthoc_inn.analysis.accuracy import model_accuracy
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.files import plain
 from posthoc_inn.fit.parts import FitResult
@@ -86,9 +85,9 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
             metrics["concepts"]["scores"] = result.concepts.scores
     if result.concepts is not None:
         metrics["training"]["e"] = result.concepts.history.to_dict()
-    accuracy = model_accuracy(pipeline.predict, parts.held_out)
+    model = parts.extractor.model
     metrics |= {
-        "model": {"name": type(parts.extractor.model).__name__, **(accuracy or {})},
+        "model": {"name": type(model).__name__, **(analysis.model_accuracy(pipeline.predict, parts.held_out) or {})},
         "notes": list(fit.notes),
         "layer": parts.extractor.layer,
         "z_shape": list(parts.probe.z_shape),

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from posthoc_inn.drawing import to_data_uri
 from posthoc_inn.errors import DataError
 from posthoc_inn.files import replace_file
-from posthoc_inn.report.html import page
+from posthoc_inn.report.pages import fill, picture_of
 
 PAPERS = "MSC: Making Sense of CNNs (ECCV 2020). IIN: A Disentangling Invertible Interpretation Network (CVPR 2020)."
 MAX_ROWS = 60
@@ -49,12 +47,16 @@ def section_of(title: str, result: Any, seconds: float) -> AnalysisSection:
 
 
 def render_analyses(heading: str, lead: Sequence[str], sections: Sequence[AnalysisSection], version: str = "") -> str:
-    """Return the whole HTML document; every text is escaped, and there is no script."""
-    body = [
-        f"<header><h1>{escape(heading)}</h1>" + "".join(f"<p class='lead'>{escape(t)}</p>" for t in lead) + "</header>"
-    ]
-    body += [_section(section) for section in sections]
-    return page(heading, body, PAPERS, version)
+    """Return the whole HTML document."""
+    return fill(
+        "analyses.html",
+        title=heading,
+        lead=lead,
+        sections=[_shown(section) for section in sections],
+        max_rows=MAX_ROWS,
+        papers=PAPERS,
+        version=version,
+    )
 
 
 def write_analyses(
@@ -83,26 +85,18 @@ def write_analyses(
     return html, plain
 
 
-def _section(section: AnalysisSection) -> str:
-    parts = [f"<h2>{escape(section.title)}</h2>"]
-    if section.problem:
-        parts.append(f"<p class='poor'>{escape(section.problem)}</p>")
-    if section.figure is not None:
-        parts.append(f"<figure><img alt='{escape(section.title)}' src='{to_data_uri(section.figure)}'></figure>")
-    if section.caption:
-        parts.append(f"<p>{escape(section.caption)}</p>")
-    rows = list(_rows(section.result))
-    if rows:
-        cells = "".join(
-            f"<tr><th scope='row'>{escape(n)}</th><td class='n'>{escape(v)}</td></tr>" for n, v in rows[:MAX_ROWS]
-        )
-        more = f"<p class='soft'>{len(rows) - MAX_ROWS} more in analysis.json.</p>" if len(rows) > MAX_ROWS else ""
-        table = f"<div class='scroll'><table>{cells}</table></div>{more}"
-        parts.append(f"<details><summary>Figures ({len(rows)})</summary>{table}</details>")
-    return "<section>" + "\n".join(parts) + "</section>"
+def _shown(section: AnalysisSection) -> dict[str, Any]:
+    """Return what the template shows of a section."""
+    return {
+        "title": section.title,
+        "problem": section.problem,
+        "picture": None if section.figure is None else picture_of(section.figure, section.title),
+        "caption": section.caption,
+        "rows": list(_rows(section.result)),
+    }
 
 
-def _rows(value: Any, name: str = "") -> Any:
+def _rows(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """Yield (path, text) for every leaf; lists of numbers stay together."""
     if isinstance(value, Mapping):
         for key, inner in value.items():

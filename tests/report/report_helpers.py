@@ -1,13 +1,42 @@
-"""Figures of an imaginary fit that went well, and a report of it."""
+"""Figures of an imaginary fit that went well, a report of it, and a reader of pages."""
 
 from __future__ import annotations
 
+from html.parser import HTMLParser
 from typing import Any
 
 import torch
 
 from posthoc_inn.analysis import Samples
 from posthoc_inn.report import ReportContent
+
+HOSTILE = "</title><script>alert(1)</script><img src=x onerror='alert(2)'>\"& {{ 7*7 }} {% raw %}"
+"""A name that would like to be more than a name."""
+ALONE = {"meta", "img", "br"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and text, and notices tags that are not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ALONE:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
 
 
 def history(first: float, last: float) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from small_parts import SPEC, TINY, network
@@ -123,3 +125,16 @@ def test_what_cannot_be_reported_is_refused(fitted, tmp_path):
         write_fitted_report(Interpreter(network(), "3"), torch.rand(2, 3, 28, 28), None, tmp_path / "a.html")
     with pytest.raises(ShapeError, match=r"must be a tensor \(B, C, H, W\)"):
         write_fitted_report(fitted, torch.rand(3, 28, 28), None, tmp_path / "a.html")
+
+
+def test_what_is_measured_is_plain_data_and_names_the_model(fitted, loaded):
+    assert json.loads(json.dumps(fitted.metrics_, allow_nan=False)) == fitted.metrics_ == loaded.metrics_
+    assert fitted.metrics_["model"]["name"] == "Sequential"
+
+
+def test_the_accuracy_is_measured_where_there_are_classes(digits):
+    images, labels = torch.stack([digits[k][0] for k in range(120)]), digits.digits[:120].long()
+    found = Interpreter(network(), "3", spec=SPEC, preset=TINY, precision="32").fit((images, labels))
+    model = found.metrics_["model"]
+    assert model["images"] == found.metrics_["images"]["held_out"]
+    assert 0 <= model["accuracy"] <= 1

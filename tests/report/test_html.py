@@ -2,46 +2,25 @@ from __future__ import annotations
 
 import base64
 import re
-from html.parser import HTMLParser
 
 import pytest
 import torch
-from report_helpers import METRICS, content, samples
+from matplotlib.figure import Figure
+from report_helpers import HOSTILE, METRICS, Reader, content, samples
 
 from posthoc_inn.errors import DataError
 from posthoc_inn.report import figures, render, write_report
 
-HOSTILE = "</title><script>alert(1)</script><img src=x onerror='alert(2)'>\"&"
-ALONE = {"meta", "img", "br"}
+CONCEPT = {
+    "name": HOSTILE,
+    "first_order": {"value": 0.5, "standard_error": 0.1},
+    "total_effect": {"value": 0.6},
+}
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(figures.to_data_uri, "__defaults__", (30,))
-
-
-class Reader(HTMLParser):
-    """Collects tags and attributes, and notices tags that are not closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in ALONE:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> closes something else"
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_the_report_is_well_formed_and_holds_its_parts():
@@ -75,30 +54,38 @@ def test_the_report_stands_alone():
     assert base64.b64decode(str(sources[0]).partition(",")[2]).startswith(b"\x89PNG")
 
 
-def test_hostile_names_stay_text():
-    page = Reader(
-        render(
-            content(
-                title=HOSTILE,
-                done=[HOSTILE],
-                warnings=[HOSTILE],
-                settings={HOSTILE: HOSTILE, "list": [HOSTILE], "map": {HOSTILE: 1}},
-                files={HOSTILE: HOSTILE},
-                version=HOSTILE,
-                samples=samples(names=[HOSTILE] * 3, predictions=[HOSTILE] * 3),
-                metrics={
-                    **METRICS,
-                    "seconds": {HOSTILE: 3.0},
-                    "likelihood": {**METRICS["likelihood"], "verdict": HOSTILE, "advice": HOSTILE},
-                    "training": {"t": {**METRICS["training"]["t"], "stopped": HOSTILE}},
-                },
-            )
-        )
-    )
+def metrics_with(**changes):
+    return {"metrics": {**METRICS, **changes}}
+
+
+PLACES = {
+    "title": {"title": HOSTILE},
+    "what was done": {"done": [HOSTILE]},
+    "warning": {"warnings": [HOSTILE]},
+    "setting": {"settings": {HOSTILE: "a"}},
+    "value of a setting": {"settings": {"a": HOSTILE}},
+    "list in a setting": {"settings": {"a": [HOSTILE]}},
+    "mapping in a setting": {"settings": {"a": {HOSTILE: 1}}},
+    "file": {"files": {HOSTILE: "a"}},
+    "path": {"files": {"a": HOSTILE}},
+    "version": {"version": HOSTILE},
+    "heading of a section": {"concepts": [(HOSTILE, Figure(), "a")]},
+    "caption of a section": {"concepts": [("a", Figure(), HOSTILE)]},
+    "stage": metrics_with(seconds={HOSTILE: 3.0}),
+    "verdict": metrics_with(likelihood={**METRICS["likelihood"], "verdict": HOSTILE}),
+    "advice": metrics_with(likelihood={**METRICS["likelihood"], "advice": HOSTILE}),
+    "end of a training": metrics_with(training={"t": {**METRICS["training"]["t"], "stopped": HOSTILE}}),
+    "concept": metrics_with(concepts={"relevance": {"concepts": [CONCEPT]}}),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_hostile_text_stays_text_wherever_it_reaches_the_page(place):
+    page = Reader(render(content(**PLACES[place])))
     assert "script" not in page.tags
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert page.open == []
-    assert page.text.count("alert(1)") >= 10
+    assert HOSTILE in page.text
 
 
 def test_little_measured_still_gives_a_report():

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from posthoc_inn.analysis.accuracy import model_accuracy
+from posthoc_inn.analysis import model_accuracy
 from posthoc_inn.cli.fit import classifier as classifier_stage
 from posthoc_inn.cli.fit.directory import RunDirectory
 from posthoc_inn.cli.fit.inputs import check_canonical, open_autoencoder, open_images, open_model
@@ -249,22 +249,22 @@ class Run:
 
     def _accuracy(self) -> dict[str, Any]:
         """Return the model's accuracy on held-out labels, where it has the same classes; warn when it guesses."""
-        found = model_accuracy(self._predict, self.kept, classes=len(self.images.classes) or None, limit=CHECKED)
+        found = model_accuracy(self._predict, self.kept, limit=CHECKED, classes=len(self.images.classes))
         if found is None:
             return {}
-        share, images = found["accuracy"], found["images"]
-        if share < 1.5 * found["chance"] and self.choice.weights != NONE:
+        accuracy, guessing = found["accuracy"], found["chance"]
+        if accuracy < 1.5 * guessing and self.choice.weights != NONE:
             advice = (
                 "Train it longer (--classifier-steps) or with another --seed."
                 if self.trains
                 else "Are its weights, --mean/--std and the order of the classes right?"
             )
             self.reporter.note(
-                f"Warning: the model is right on only {100 * share:.1f} % of {images} held-out images, hardly better "
-                f"than guessing. {advice}"
+                f"Warning: the model is right on only {100 * accuracy:.1f} % of {found['images']} held-out images, "
+                f"hardly better than guessing. {advice}"
             )
-        self.say(f"{title_of(self.model.name)} is right on {100 * share:.1f} % of the held-out images.")
-        return dict(found)
+        self.say(f"{title_of(self.model.name)} is right on {100 * accuracy:.1f} % of the held-out images.")
+        return found
 
     def _predict(self, images: Tensor) -> Tensor:
         with torch.no_grad():
