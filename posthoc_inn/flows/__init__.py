@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from posthoc_inn.flows.actnorm import ActNorm
+from posthoc_inn.flows.block import CouplingFactory
 from posthoc_inn.flows.conditional import ConditionalFlow
 from posthoc_inn.flows.conditioner import Conditioner
 from posthoc_inn.flows.coupling import AffineCoupling, Coupling, ProjectedContext
-from posthoc_inn.flows.coupling_flow import COUPLINGS, CouplingFactory, CouplingFlow, without_dropout
+from posthoc_inn.flows.coupling_flow import COUPLINGS, CouplingFlow, without_dropout
 from posthoc_inn.flows.factor import FactorFlow
 from posthoc_inn.flows.permutation import Permutation
 from posthoc_inn.flows.spline import SplineCoupling, rational_quadratic_spline

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from posthoc_inn.config import ConditionerConfig, FlowConfig
 from posthoc_inn.errors import ConfigError, NotFittedError, ShapeError
+from posthoc_inn.flows.block import CouplingFactory
 from posthoc_inn.flows.conditioner import Conditioner
 from posthoc_inn.flows.coupling import Context, ProjectedContext, check_context, check_width
-from posthoc_inn.flows.coupling_flow import CouplingFactory, CouplingFlow, evaluating
+from posthoc_inn.flows.coupling_flow import CouplingFlow, evaluating
 from posthoc_inn.flows.factor import FactorFlow
 from posthoc_inn.flows.fast import inverse as fast_inverse
 
@@ -180,7 +181,7 @@ class ConditionalFlow(nn.Module):
 
     def _many_blocks_inverse(self, v: Tensor, context: Tensor) -> Tensor:
         if self.flow.is_affine:
-            return fast_inverse.inverse(self.flow, v, context)
+            return fast_inverse.inverse(self.flow.config, self.flow.parts(), v, context)
         parameter = next(self.flow.parameters())
         out = torch.empty(v.shape, dtype=parameter.dtype, device=parameter.device)
         together = max(1, fast_inverse.CHUNK // max(v.shape[1], 1))

@@ -1,8 +1,8 @@
-"""Blocks of actnorm, two couplings and a permutation, stacked (MSC A.2, fig. S1 and S2)."""
+"""Blocks stacked into a flow (MSC A.2, fig. S1 and S2), and the couplings to choose from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self, cast
 
@@ -12,18 +12,11 @@ from torch import Tensor, nn
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import ConfigError, DataError, ShapeError, UnknownNameError, suggest
 from posthoc_inn.flows.actnorm import ActNorm
+from posthoc_inn.flows.block import Block, CouplingFactory, are_affine
 from posthoc_inn.flows.coupling import AffineCoupling, Context, ProjectedContext, check_context, check_width
 from posthoc_inn.flows.fast import training as fast
 from posthoc_inn.flows.fast.workspace import Workspace
-from posthoc_inn.flows.permutation import Permutation
 from posthoc_inn.flows.spline import SplineCoupling
-
-CouplingFactory = Callable[..., nn.Module]
-"""`factory(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn.Module`.
-
-The module has forward(x, context) -> (y, log_det) and inverse(y, context) -> x; if it also has
-`project(context)`, it may be handed what that returned in place of the context. Even indices move the first
-half."""
 
 COUPLINGS: Mapping[str, CouplingFactory] = {"affine": AffineCoupling, "spline": SplineCoupling}
 """The built-in couplings, by the name that `FlowConfig.kind` gives."""
@@ -55,32 +48,6 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
         for m in module.modules():
             m.training = False
         yield
-
-
-class Block(nn.Module):
-    """Actnorm, then two couplings (each half conditions the other once), then a fixed permutation."""
-
-    def __init__(self, config: FlowConfig, index: int, coupling: CouplingFactory, generator: torch.Generator) -> None:
-        super().__init__()
-        self.actnorm = ActNorm(config.dim)
-        self.couplings = nn.ModuleList(coupling(config, 2 * index + i, generator=generator) for i in range(2))
-        seed = int(torch.randint(1 << 62, (), generator=generator, device="cpu"))
-        self.permutation = Permutation(config.dim, seed)
-
-    def forward(self, x: Tensor, first: Context, second: Context) -> tuple[Tensor, Tensor]:
-        """Map `x` (..., D) to y (..., D) and log_det (...), with one context a coupling."""
-        x, log_det = self.actnorm(x)
-        for coupling, context in zip(self.couplings, (first, second), strict=True):
-            x, term = coupling(x, context)
-            log_det = log_det + term
-        return x.index_select(-1, self.permutation.permutation), log_det
-
-    def inverse(self, y: Tensor, first: Context, second: Context) -> Tensor:
-        """Map `y` (..., D) back to x (..., D)."""
-        y = self.permutation.inverse(y)
-        for coupling, context in zip(reversed(self.couplings), (second, first), strict=True):
-            y = coupling.inverse(y, context)  # type: ignore[operator]
-        return self.actnorm.inverse(y)
 
 
 class CouplingFlow(nn.Module):
@@ -140,8 +107,8 @@ class CouplingFlow(nn.Module):
             NotFittedError: The flow was not initialised.
         """
         x, terms = self._prepare(x, context)
-        if fast.applies(self, x, context):
-            return fast.forward(self, x, None if context is None else cast(Tensor, terms[0][0]))
+        if self.training and fast.applies(self.parts(), x, context):
+            return fast.forward(self.config, self.parts(), x, None if context is None else cast(Tensor, terms[0][0]))
         log_det = x.new_zeros(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32))
         for block, pair in zip(self.parts(), terms, strict=True):
             x, term = block(x, *pair)
@@ -182,7 +149,7 @@ class CouplingFlow(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Switch between training and use, as any module does; outside training the fast path's memory is freed."""
         if not mode:
-            Workspace.release(self)
+            Workspace.release(self.parts())
         return super().train(mode)
 
     def parts(self) -> list[Block]:
@@ -192,7 +159,7 @@ class CouplingFlow(nn.Module):
     @property
     def is_affine(self) -> bool:
         """Whether every coupling is the built-in affine one."""
-        return all(type(coupling) is AffineCoupling for block in self.parts() for coupling in block.couplings)
+        return are_affine(self.parts())
 
     @property
     def _dtype(self) -> torch.dtype:

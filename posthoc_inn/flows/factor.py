@@ -10,8 +10,9 @@ from torch import Tensor
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import ConfigError, Problems, ShapeError
 from posthoc_inn.flows.alignment import Alignment
+from posthoc_inn.flows.block import CouplingFactory
 from posthoc_inn.flows.coupling import check_width
-from posthoc_inn.flows.coupling_flow import CouplingFactory, CouplingFlow
+from posthoc_inn.flows.coupling_flow import CouplingFlow
 
 
 class FactorFlow(CouplingFlow):

@@ -6,34 +6,35 @@ computed once per image; weights are brought into the compute precision once per
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from posthoc_inn.config import FlowConfig
+from posthoc_inn.flows.block import Block
 from posthoc_inn.flows.fast.workspace import Net, Workspace
-
-if TYPE_CHECKING:
-    from posthoc_inn.flows.coupling_flow import CouplingFlow
 
 CHUNK = 512
 """Samples at a time: their hidden layers fit into a processor's cache, their products are still large enough."""
 
 
 @torch.no_grad()
-def inverse(flow: CouplingFlow, v: Tensor, context: Tensor) -> Tensor:
+def inverse(config: FlowConfig, blocks: Sequence[Block], v: Tensor, context: Tensor) -> Tensor:
     """Return t⁻¹(v given the context), shape (B, N, D), without gradients.
 
     Args:
-        flow: A conditional flow of built-in affine couplings (`flow.is_affine`), in eval mode.
+        config: Shape of a conditional flow.
+        blocks: Its blocks, with built-in affine couplings only (`are_affine`), in eval mode.
         v: (B, N, D); may live on another device, from where it is brought chunk by chunk.
         context: (B, C).
 
     Raises:
         NotFittedError: The flow was not initialised.
     """
-    work = Workspace.of(flow)
+    work = Workspace.of(config, blocks)
     parameters = tuple(work.parameters())
     work.refresh(parameters)
     run = _Inverse(work, parameters)
@@ -47,7 +48,7 @@ def inverse(flow: CouplingFlow, v: Tensor, context: Tensor) -> Tensor:
             draws = slice(first, first + CHUNK)
             part = v[rows, draws].to(work.device, work.dtype)
             out[rows, draws] = run(part.flatten(0, 1), terms).view_as(part)
-    Workspace.release(flow)
+    Workspace.release(blocks)
     return out
 
 

@@ -12,17 +12,16 @@ parameters' precision.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from posthoc_inn.config import FlowConfig
+from posthoc_inn.flows.block import Block, are_affine
 from posthoc_inn.flows.fast.workspace import Net, Workspace
 from posthoc_inn.flows.subnet import draw_keep
-
-if TYPE_CHECKING:
-    from posthoc_inn.flows.coupling_flow import CouplingFlow
 
 _BACKWARD: dict[type[nn.Module], Callable[[Tensor, Tensor, Any, Tensor], Tensor]] = {
     nn.SiLU: lambda grad, pre, module, out: torch.ops.aten.silu_backward.grad_input(grad, pre, grad_input=out),
@@ -37,9 +36,9 @@ _BACKWARD: dict[type[nn.Module], Callable[[Tensor, Tensor, Any, Tensor], Tensor]
 """Writes the gradient at the input of an activation, from the gradient at its output and the input, to `out`."""
 
 
-def applies(flow: CouplingFlow, x: Tensor, context: Any) -> bool:
-    """Whether `forward` may stand in for the blocks of `flow`: in training, on affine couplings as built in."""
-    if not (flow.training and torch.is_grad_enabled() and flow.is_affine):
+def applies(blocks: Sequence[Block], x: Tensor, context: Any) -> bool:
+    """Whether `forward` may stand in for `blocks` in training: with gradients, on affine couplings as built in."""
+    if not (torch.is_grad_enabled() and are_affine(blocks)):
         return False
     if not (context is None or isinstance(context, Tensor)) or torch.is_autocast_enabled(x.device.type):
         return False
@@ -47,16 +46,19 @@ def applies(flow: CouplingFlow, x: Tensor, context: Any) -> bool:
     return torch._C._functorch.peek_interpreter_stack() is None
 
 
-def forward(flow: CouplingFlow, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return what the blocks of `flow` make of `x` (..., D), expanded to the context's rows: y and log_det (...).
+def forward(config: FlowConfig, blocks: Sequence[Block], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return what `blocks` make of `x` (..., D), expanded to the context's rows: y (..., D) and log_det (...) in nats.
 
     Shapes were checked before. The result can be differentiated once.
+
+    Raises:
+        NotFittedError: The flow was not initialised.
     """
     lead = x.shape[:-1]
     rows = x.reshape(-1, x.shape[-1])
     if context is not None:
         context = context.expand(*lead, context.shape[-1]).reshape(-1, context.shape[-1])
-    workspace = Workspace.of(flow)
+    workspace = Workspace.of(config, blocks)
     y, log_det = cast(tuple[Tensor, Tensor], _Function.apply(workspace, rows, context, *workspace.parameters()))
     return y.reshape(*lead, -1), log_det.reshape(lead)
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from posthoc_inn.config import FlowConfig
+from posthoc_inn.flows.block import Block
 from posthoc_inn.flows.subnet import Subnet
-
-if TYPE_CHECKING:
-    from posthoc_inn.flows.coupling_flow import CouplingFlow
 
 LARGE = 2**18
 """Elements from which on a hidden layer's gradient is worth an operation of its own."""
 
-_WORKSPACES: weakref.WeakKeyDictionary[Any, Workspace] = weakref.WeakKeyDictionary()
+_WORKSPACES: weakref.WeakKeyDictionary[Block, Workspace] = weakref.WeakKeyDictionary()
+"""First block of a flow -> workspace. A workspace holds parts of blocks, no block: both go when the flow goes."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,15 @@ class Workspace:
     matrix: biases in the same order, shifts and log-scales of actnorm. Gradients lie side by side in that order.
     """
 
-    def __init__(self, flow: CouplingFlow) -> None:
-        self.config = config = flow.config
-        nets = [cast(Subnet, net) for c in _couplings(flow) for net in c.nets]
+    def __init__(self, config: FlowConfig, blocks: Sequence[Block]) -> None:
+        self.config = config
+        nets = [cast(Subnet, net) for c in _couplings(blocks) for net in c.nets]
         self.activation: nn.Module = nets[0].activation
         self.subnets = len(nets)
         first, second = config.dim // 2, config.dim - config.dim // 2
         self.halves = [first, second] * config.blocks
         between = config.depth - 1
-        norms = [block.actnorm for block in flow.parts()]
+        norms = [block.actnorm for block in blocks]
         layers = [net.hidden_layers() for net in nets]
         groups: dict[str, list[tuple[nn.Module, str]]] = {
             "input": [(net.input, "weight") for net in nets],
@@ -90,9 +91,9 @@ class Workspace:
         ]
         parameters = self.parameters()
         example = parameters[0]
-        self.key = _key(flow)
+        self.key = _key(blocks)
         self.device, self.dtype = example.device, example.dtype
-        self.compute = compute_dtype(flow) or self.dtype
+        self.compute = compute_dtype(blocks) or self.dtype
         self.dropped = nets[0].dropout.dropped if nets[0].dropout is not None else 0
         self._sizes = [p.numel() for p in parameters]
         self._shapes = [p.shape for p in parameters]
@@ -124,25 +125,25 @@ class Workspace:
         self._free: dict[tuple[str, tuple[int, ...]], list[Tensor]] = {}
 
     @classmethod
-    def of(cls, flow: CouplingFlow) -> Workspace:
-        """Return the workspace of `flow`, made anew when its precision or device changed.
+    def of(cls, config: FlowConfig, blocks: Sequence[Block]) -> Workspace:
+        """Return the workspace of a flow's blocks, made anew when their precision or device changed.
 
         Raises:
             NotFittedError: The flow was not initialised.
         """
-        for block in flow.parts():
+        for block in blocks:
             block.actnorm.check_initialized()
-        found = _WORKSPACES.get(flow)
-        if found is None or found.key != _key(flow):
-            found = _WORKSPACES[flow] = cls(flow)
-        found.permutations = [block.permutation.permutation for block in flow.parts()]
-        found.inverse_permutations = [block.permutation.inverse_permutation for block in flow.parts()]
+        found = _WORKSPACES.get(blocks[0])
+        if found is None or found.key != _key(blocks):
+            found = _WORKSPACES[blocks[0]] = cls(config, blocks)
+        found.permutations = [block.permutation.permutation for block in blocks]
+        found.inverse_permutations = [block.permutation.inverse_permutation for block in blocks]
         return found
 
     @staticmethod
-    def release(flow: CouplingFlow) -> None:
-        """Give back the memory kept for `flow`."""
-        _WORKSPACES.pop(flow, None)
+    def release(blocks: Sequence[Block]) -> None:
+        """Give back the memory kept for a flow's blocks."""
+        _WORKSPACES.pop(blocks[0], None)
 
     def parameters(self) -> list[Tensor]:
         """Return the flow's parameters in the workspace's order."""
@@ -231,8 +232,8 @@ class Workspace:
         self._free.setdefault(key, []).append(buffer)
 
 
-def _couplings(flow: CouplingFlow) -> list[Any]:
-    return [coupling for block in flow.parts() for coupling in block.couplings]
+def _couplings(blocks: Sequence[Block]) -> list[Any]:
+    return [coupling for block in blocks for coupling in block.couplings]
 
 
 def _cut(flat: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
@@ -241,10 +242,10 @@ def _cut(flat: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
     return [piece.view(s) for piece, s in zip(flat[: sum(sizes)].split(sizes), shapes, strict=True)]
 
 
-def _key(flow: CouplingFlow) -> tuple[Any, ...]:
-    """Return what a workspace of `flow` depends on."""
-    example = flow.parts()[0].actnorm.shift
-    return example.device, example.dtype, compute_dtype(flow)
+def _key(blocks: Sequence[Block]) -> tuple[Any, ...]:
+    """Return what a workspace of `blocks` depends on."""
+    example = blocks[0].actnorm.shift
+    return example.device, example.dtype, compute_dtype(blocks)
 
 
 def _references(tensor: Tensor) -> int:
@@ -253,8 +254,8 @@ def _references(tensor: Tensor) -> int:
     return -1 if count is None else int(count(tensor.untyped_storage()._cdata))
 
 
-def compute_dtype(flow: CouplingFlow) -> torch.dtype | None:
-    """Return the precision set for the hidden layers of `flow`, None for that of its parameters."""
-    net = cast(Subnet, _couplings(flow)[0].nets[0])
+def compute_dtype(blocks: Sequence[Block]) -> torch.dtype | None:
+    """Return the precision set for the hidden layers of `blocks`, None for that of its parameters."""
+    net = cast(Subnet, _couplings(blocks)[0].nets[0])
     layers = net.hidden_layers()
     return layers[0].compute_dtype if layers else None
