@@ -160,7 +160,7 @@ class FlowConfig(Config):
     Attributes:
         dim: D, width of the data and of the base variable.
         context_dim: Width of the context; 0 for an unconditional flow (e).
-        kind: Registered coupling: "affine" or "spline".
+        kind: Registered coupling: "affine", "spline", or one of a plugin's.
         blocks: Blocks of actnorm, two couplings and a permutation.
         width: Hidden width of the subnets.
         depth: Hidden layers of the subnets; h_d of tab. S10 counts the layers between them, so it is one less.

@@ -1,10 +1,11 @@
-"""A network, and sizes and steps of everything, that fit in a second: for tests of whole fits."""
+"""A network, sizes and steps of everything that fit in a second, and a plugin: for tests of whole fits."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from posthoc_inn import hookimpl
 from posthoc_inn.config import ConceptConfig, FitConfig, FlowConfig, ImageSpec, TrainConfig
 
 STEPS = {"batch_size": 32, "eval_every": 4, "checkpoint_every": 4, "patience": 0}
@@ -23,3 +24,14 @@ def network(seed=0):
         return nn.Sequential(
             nn.Conv2d(3, 4, 5, 4), nn.ReLU(), nn.Conv2d(4, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 10)
         ).eval()
+
+
+class CouplingPlugin:
+    """A plugin that registers one coupling."""
+
+    def __init__(self, name, factory):
+        self.name, self.factory = name, factory
+
+    @hookimpl
+    def register_flows(self, register):
+        register(self.name, self.factory)

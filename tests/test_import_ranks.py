@@ -24,8 +24,9 @@ RANKS = {
     "datasets": 2,
     "features": 2,
     "autoencoders": 2,
-    "flows": 2,
     "drawing": 2,
+    # Asks the plugins for couplings.
+    "flows": 2.5,
     "concepts": 3,
     "rows": 3.5,
     "training": 4,

@@ -15,7 +15,7 @@ from posthoc_inn.bundle.tensors import TensorFile, TensorSpec, specs_of
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig
 from posthoc_inn.errors import BundleError, PosthocInnError
-from posthoc_inn.flows import COUPLINGS, ConditionalFlow, CouplingFactory, FactorFlow
+from posthoc_inn.flows import COUPLINGS, ConditionalFlow, FactorFlow, coupling_of
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.weights import seeded_init
 
@@ -25,19 +25,14 @@ FLOW, AUTOENCODER, CONCEPTS = "flow.", "autoencoder.", "concepts."
 """What the names of their tensors start with in the weights file."""
 
 
-def _coupling(flow: FlowConfig) -> CouplingFactory | None:
-    """Return the registered coupling that `flow` names, or None for one of the core's."""
-    return None if flow.kind in COUPLINGS else get_plugin_manager().flows.get(flow.kind).factory
-
-
 def build_flow(flow: FlowConfig, conditioner: ConditionerConfig) -> ConditionalFlow:
     """Build t, without the e it may work on, with a coupling of the core's or a registered one."""
-    return ConditionalFlow(flow, conditioner, coupling=_coupling(flow))
+    return ConditionalFlow(flow, conditioner, coupling=coupling_of(flow))
 
 
 def build_concepts(record: ConceptRecord) -> ConceptModel:
     """Build e, with a coupling of the core's or a registered one."""
-    flow = FactorFlow(record.flow, record.sizes, coupling=_coupling(record.flow), aligned=record.aligned)
+    flow = FactorFlow(record.flow, record.sizes, coupling=coupling_of(record.flow), aligned=record.aligned)
     return ConceptModel(flow, record.names, space=record.space, shape=record.shape)
 
 
