@@ -7,18 +7,18 @@ the interrupted one to the bit, and no generator state has to be saved.
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from posthoc_inn.config import TrainConfig
 from posthoc_inn.errors import TrainingError
@@ -146,7 +146,7 @@ class Loop:
         self.module, self.optimizer = fabric.setup(task.module, optimizer)
         self.parameters = [p for p in task.module.parameters() if p.requires_grad]
         self.best: dict[str, Tensor] = {}
-        self.average = copy.deepcopy(task.module.state_dict()) if config.ema else {}
+        self.average = averaged(task.module, config.ema) if config.ema else None
         self.recent: list[float] = []
         self.last_loss = math.nan
         self.nonfinite_in_a_row = 0
@@ -203,16 +203,17 @@ class Loop:
             return norm
         self.nonfinite_in_a_row = 0
         clipped_step(self.raw_optimizer, norm, config.clip or math.inf)
-        if self.average:
-            _update_average(self.average, self.task.module.state_dict(), config.ema, self.step)
+        if self.average is not None:
+            self.average.update_parameters(self.task.module)
         self.last_loss = float(loss.detach())
         self.recent.append(self.last_loss)
         return norm
 
     def _look(self, norm: float) -> None:
         """Measure on held-out data, with the averaged weights when they are kept."""
-        kept = self.average or self.task.module.state_dict()
-        with _swapped(self.task.module, self.average):
+        average = None if self.average is None else self.average.module.state_dict()
+        kept = average or self.task.module.state_dict()
+        with _swapped(self.task.module, average):
             self.task.module.eval()
             _seed(step_seed(self.config.seed, -2), self.fabric.device)
             with torch.no_grad():
@@ -253,7 +254,8 @@ class Loop:
             return
         tensors = {f"module.{k}": v for k, v in self.task.module.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         tensors |= optimizer_tensors(self.raw_optimizer)
         write_checkpoint(
             self.checkpoint,
@@ -290,9 +292,11 @@ class Loop:
 
         try:
             self.task.module.load_state_dict(part("module."))
+            if self.average is not None:
+                self.average.load_state_dict(part("average."))
         except RuntimeError as error:
             raise TrainingError(f"{path} belongs to another network: {error}") from None
-        self.best, self.average = part("best."), part("average.")
+        self.best = part("best.")
         load_optimizer(self.raw_optimizer, tensors)
         self.step = state["step"]
         self.history = History.from_dict(state["history"])
@@ -300,19 +304,31 @@ class Loop:
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
 
 
-def _update_average(average: dict[str, Tensor], current: dict[str, Tensor], decay: float, step: int) -> None:
-    decay = min(decay, (1 + step) / (10 + step))
-    for key, value in current.items():
-        if value.is_floating_point():
-            average[key].lerp_(value.to(average[key].dtype), 1 - decay)
-        else:
-            average[key].copy_(value)
+def averaged(module: nn.Module, decay: float) -> AveragedModel:
+    """Return a moving average of the weights and buffers of `module`, which the first steps move faster.
+
+    Args:
+        module: What is trained; its weights as they are count as the first.
+        decay: Share of the average that is left after an update, once there have been many.
+    """
+
+    def update(average: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        share = min(decay, int(count) / (int(count) + 9))
+        for old, new in zip(average, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, 1 - share)
+            else:
+                old.copy_(new)
+
+    average = AveragedModel(module, multi_avg_fn=update, use_buffers=True)
+    average.n_averaged.fill_(1)
+    return average
 
 
 @contextlib.contextmanager
-def _swapped(module: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
-    """Run with other weights, and put the module's own back."""
-    if not state:
+def _swapped(module: nn.Module, state: dict[str, Tensor] | None) -> Iterator[None]:
+    """Run with other weights where there are any, and put the module's own back."""
+    if state is None:
         yield
         return
     own = {k: v.detach().clone() for k, v in module.state_dict().items()}
