@@ -404,10 +404,13 @@ class FitConfig(Config):
 
     def with_seed(self, seed: int) -> FitConfig:
         """Return a copy in which everything random starts from `seed`."""
+        # Here, because it imports NumPy, which a configuration alone does without.
+        from posthoc_inn.seeds import derived
+
         return self.replace(
             flow=self.flow.replace(seed=seed),
-            autoencoder_training=self.autoencoder_training.replace(seed=seed),
-            flow_training=self.flow_training.replace(seed=seed + 1),
+            autoencoder_training=self.autoencoder_training.replace(seed=derived(seed, "autoencoder")),
+            flow_training=self.flow_training.replace(seed=derived(seed, "t")),
         )
 
 

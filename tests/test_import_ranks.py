@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1] / "posthoc_inn"
 RANKS = {
     "errors": 0,
     "protocols": 0,
+    "seeds": 0,
     "config": 1,
     "progress": 1,
     "files": 1,

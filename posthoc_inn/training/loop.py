@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from posthoc_inn.config import TrainConfig
 from posthoc_inn.errors import TrainingError
+from posthoc_inn.seeds import derived
 from posthoc_inn.training.checkpoint import (
     load_optimizer,
     optimizer_tensors,
@@ -49,14 +50,6 @@ class Task(Protocol):
 
     def held_out(self) -> dict[str, float]:
         """Return figures on held-out data; "loss" is the one that early stopping looks at."""
-
-
-def step_seed(seed: int, step: int) -> int:
-    """Return a seed for one step, far from those of its neighbours (SplitMix64's finaliser)."""
-    x = (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-    return (x ^ (x >> 31)) & (2**63 - 1)
 
 
 def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -183,12 +176,12 @@ class Loop:
     def _one_step(self) -> float:
         """Take one optimizer step, or skip it when something is not finite; return the gradient's norm."""
         config = self.config
-        seed = step_seed(config.seed, self.step)
-        _seed(seed, self.fabric.device)
+        _seed(derived(config.seed, "step", self.step), self.fabric.device)
         lr = learning_rate(config, self.step)
         for group in self.raw_optimizer.param_groups:
             group["lr"] = lr
-        batch = self.task.batch(self.step, torch.Generator().manual_seed(seed ^ 0x5DEECE66D))
+        generator = torch.Generator().manual_seed(derived(config.seed, "batch", self.step))
+        batch = self.task.batch(self.step, generator)
         loss = self.module(*(b.to(self.fabric.device, non_blocking=True) for b in batch))
         self.optimizer.zero_grad(set_to_none=True)
         norm = math.nan
@@ -215,7 +208,7 @@ class Loop:
         kept = average or self.task.module.state_dict()
         with _swapped(self.task.module, average):
             self.task.module.eval()
-            _seed(step_seed(self.config.seed, -2), self.fabric.device)
+            _seed(derived(self.config.seed, "look"), self.fabric.device)
             with torch.no_grad():
                 figures = dict(self.task.held_out())
         self.module.train()
