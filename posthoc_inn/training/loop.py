@@ -68,7 +68,7 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 def gradient_norm(parameters: Iterable[Tensor]) -> float:
     """Return the joint norm of the gradients of `parameters`."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+    return float(nn.utils.get_total_norm(gradients))
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, norm: float, bound: float) -> None:
@@ -82,7 +82,7 @@ def clipped_step(optimizer: torch.optim.Optimizer, norm: float, bound: float) ->
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not all(group.get("fused") for group in optimizer.param_groups):
-        torch._foreach_mul_([p.grad for p in parameters], bound / (norm + 1e-6))
+        nn.utils.clip_grads_with_norm_(parameters, bound, torch.tensor(norm))
         optimizer.step()
         return
     optimizer.grad_scale = torch.tensor((norm + 1e-6) / bound, device=parameters[0].device)  # type: ignore[attr-defined]

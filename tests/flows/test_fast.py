@@ -362,3 +362,32 @@ def test_parametrized_weights_are_trained_through_their_parametrization(flow, no
     no_fast_path(step, flow)
     expected = layer.parametrizations.weight.original.grad
     assert (got - expected).norm() < 0.05 * expected.norm()
+
+
+def test_without_word_of_function_transforms_the_plain_flow_runs(monkeypatch):
+    flow, x, context, _ = case({})
+    monkeypatch.delattr(torch._C._functorch, "peek_interpreter_stack")
+    assert not is_fast(flow, x, context)
+    flow(x, context)[0].sum().backward()
+    assert all(p.grad is not None for p in flow.parameters())
+
+
+def test_without_a_count_of_references_gradients_get_fresh_memory(flow, monkeypatch):
+    step(flow, seed=1)
+    expected = gradients(flow)
+    flow.zero_grad()
+    monkeypatch.delattr(torch._C, "_storage_Use_Count")
+    step(flow, seed=1)
+    held = [p.grad for p in flow.parameters()]
+    flow.zero_grad()
+    step(flow, seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(held, expected, strict=True))
+
+
+def test_weights_are_copied_one_by_one_where_torch_cannot_copy_them_together(flow, monkeypatch):
+    step(flow, seed=1)
+    expected = gradients(flow)
+    flow.zero_grad()
+    monkeypatch.delattr(torch, "_foreach_copy_")
+    step(flow, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(flow), expected, strict=True))

@@ -42,8 +42,10 @@ def applies(blocks: Sequence[Block], x: Tensor, context: Any) -> bool:
         return False
     if not (context is None or isinstance(context, Tensor)) or torch.is_autocast_enabled(x.device.type):
         return False
-    # torch.func cannot see into a function like this one.
-    return torch._C._functorch.peek_interpreter_stack() is None
+    # torch.func cannot see into a function like this one. Where torch does not tell whether it is at work, it may be.
+    functorch = getattr(torch._C, "_functorch", None)
+    peek = getattr(functorch, "peek_interpreter_stack", None)
+    return peek is not None and peek() is None
 
 
 def forward(config: FlowConfig, blocks: Sequence[Block], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

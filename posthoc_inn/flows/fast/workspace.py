@@ -157,7 +157,7 @@ class Workspace:
         """Bring the copies in the compute precision, and the joined weight of the context, up to date."""
         needed = [parameters[i] for i in self._copied()]
         if self.is_mixed:
-            torch._foreach_copy_(self._written, needed)
+            _copy_all(self._written, needed)
         else:
             self.copies = dict(zip(self._copied(), needed, strict=True))
             if self.config.context_dim:
@@ -248,10 +248,21 @@ def _key(blocks: Sequence[Block]) -> tuple[Any, ...]:
     return example.device, example.dtype, compute_dtype(blocks)
 
 
+def _copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Write each source to its target, in one go where torch can."""
+    together = getattr(torch, "_foreach_copy_", None)
+    if together is not None:
+        together(targets, sources)
+        return
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
 def _references(tensor: Tensor) -> int:
     """Return how many tensors use the memory of `tensor`; -1 where torch does not tell."""
     count = getattr(torch._C, "_storage_Use_Count", None)
-    return -1 if count is None else int(count(tensor.untyped_storage()._cdata))
+    place = getattr(tensor.untyped_storage(), "_cdata", None)
+    return -1 if count is None or place is None else int(count(place))
 
 
 def compute_dtype(blocks: Sequence[Block]) -> torch.dtype | None:
