@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from random_subnets import randomize
 from torch import nn
 
 from posthoc_inn.autoencoders import Autoencoder
@@ -10,7 +11,6 @@ from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig, ImageSpec
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.flows import ConditionalFlow, FactorFlow
-from posthoc_inn.flows.subnet import Subnet
 from posthoc_inn.images.adapter import InputAdapter
 from posthoc_inn.pipeline import Pipeline
 
@@ -28,11 +28,8 @@ def make_concepts(
 ):
     """e over D = sum(dims); `curved=False` leaves its couplings the identity, so that it is affine."""
     flow = FactorFlow(FlowConfig(dim=sum(dims), blocks=2, width=16), dims)
-    g = torch.Generator().manual_seed(5)
-    for net in flow.modules():
-        if isinstance(net, Subnet) and curved:
-            for parameter in net.output.parameters():
-                parameter.data.copy_(torch.randn(parameter.shape, generator=g) / net.output.in_features**0.5)
+    if curved:
+        randomize(flow, generator=torch.Generator().manual_seed(5))
     flow = flow.to(dtype)
     flow.initialize(random_rows(500, sum(dims), seed=9, dtype=dtype) if rows is None else rows.to(dtype))
     return ConceptModel(flow.eval().requires_grad_(False), names, space=space, shape=shape)

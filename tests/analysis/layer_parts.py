@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
+from random_subnets import randomize
 from torch import nn
 
 from posthoc_inn.autoencoders import GivenAutoencoder
 from posthoc_inn.config import ConditionerConfig, FlowConfig, ImageSpec
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.flows import ConditionalFlow
-from posthoc_inn.flows.subnet import Subnet
 from posthoc_inn.images import Normalization
 from posthoc_inn.images.adapter import InputAdapter
 from posthoc_inn.pipeline import Pipeline
@@ -66,10 +66,7 @@ def pipeline(layer="features.2", *, model=None, autoencoder=None, normalization=
         FlowConfig(dim=DIM, context_dim=8, blocks=2, width=16),
         ConditionerConfig(z_shape=tuple(z.shape[1:]), context_dim=8, width=16),
     )
-    for number, net in enumerate(m for m in flow.modules() if isinstance(m, Subnet)):
-        for parameter in net.output.parameters():
-            noise = torch.randn(parameter.shape, generator=generator(number))
-            parameter.data.copy_(noise * strength / net.output.in_features**0.5)
+    randomize(flow, scale=strength)
     flow.conditioner.fit_standardization([z])
     flow.initialize(z_bar, z)
     return Pipeline(extractor, adapter, autoencoder, flow.eval().requires_grad_(False), CPU)

@@ -6,6 +6,7 @@ import hashlib
 import json
 
 import torch
+from random_subnets import randomize
 from safetensors.torch import load, save
 from torch import nn
 
@@ -14,7 +15,6 @@ from posthoc_inn.bundle import Bundle
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig, ImageSpec
 from posthoc_inn.flows import ConditionalFlow, FactorFlow
-from posthoc_inn.flows.subnet import Subnet
 from posthoc_inn.images import Normalization
 from posthoc_inn.images.adapter import InputAdapter
 from posthoc_inn.weights import describe_tensors, fingerprint
@@ -42,10 +42,7 @@ def make_flow(kind="affine", z_shape=(3, 5, 5), seed=1, **options):
     generator = torch.Generator().manual_seed(seed)
     config = FlowConfig(dim=LATENT, context_dim=6, blocks=2, width=8, kind=kind, seed=seed, **options)
     flow = ConditionalFlow(config, ConditionerConfig(z_shape=z_shape, context_dim=6, width=8, seed=seed))
-    for net in flow.modules():
-        if isinstance(net, Subnet):
-            for parameter in net.output.parameters():
-                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    randomize(flow, scale=0.3, generator=generator)
     z = torch.randn(64, *z_shape, generator=generator)
     flow.conditioner.fit_standardization([z])
     flow.initialize(torch.randn(64, LATENT, generator=generator), z)
@@ -55,10 +52,7 @@ def make_flow(kind="affine", z_shape=(3, 5, 5), seed=1, **options):
 def make_concepts(seed=4):
     flow = FactorFlow(FlowConfig(dim=LATENT, blocks=2, width=8, seed=seed), (2, 1, 1), aligned=True)
     generator = torch.Generator().manual_seed(seed)
-    for net in flow.modules():
-        if isinstance(net, Subnet):
-            for parameter in net.output.parameters():
-                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    randomize(flow, scale=0.3, generator=generator)
     flow.align(torch.randn(LATENT, generator=generator), torch.randn(LATENT, LATENT, generator=generator))
     return ConceptModel(flow, ("digit", "color")).eval()
 

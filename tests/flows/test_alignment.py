@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from flow_helpers import randomize, rows
+from flow_helpers import rows
+from random_subnets import randomize
 
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import ConfigError, NotFittedError, ShapeError
