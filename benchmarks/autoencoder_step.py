@@ -25,7 +25,8 @@ from posthoc_inn.config import AutoencoderConfig, TrainConfig, preset
 from posthoc_inn.images import BatchSource
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.rows.cache import Cache, pixels, unit
-from posthoc_inn.training.loop import Loop, step_seed
+from posthoc_inn.seeds import derived
+from posthoc_inn.training.loop import Loop
 from posthoc_inn.training.precision import choose_precision
 from posthoc_inn.training.schedule import learning_rate
 from posthoc_inn.training.tasks import AutoencoderTask
@@ -69,8 +70,8 @@ class Autograd:
     def step(self) -> None:
         """Take one step."""
         training = self._training
-        seed = step_seed(training.seed, self._step)
-        images, noise = self.task.batch(self._step, torch.Generator().manual_seed(seed ^ 0x5DEECE66D))
+        generator = torch.Generator().manual_seed(derived(training.seed, "batch", self._step))
+        images, noise = self.task.batch(self._step, generator)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(training, self._step)
         with torch.autocast("cpu", torch.bfloat16, enabled=not self._is_plain):

@@ -154,7 +154,7 @@ class FlowConfig(Config):
     Attributes:
         dim: D, width of the data and of the base variable.
         context_dim: Width of the context; 0 for an unconditional flow (e).
-        kind: Registered coupling: "affine" or "spline".
+        kind: Registered coupling: "affine", "spline", or one of a plugin's.
         blocks: Blocks of actnorm, two couplings and a permutation.
         width: Hidden width of the subnets.
         depth: Hidden layers of the subnets; h_d of tab. S10 counts the layers between them, so it is one less.
@@ -398,10 +398,13 @@ class FitConfig(Config):
 
     def with_seed(self, seed: int) -> FitConfig:
         """Return a copy in which everything random starts from `seed`."""
+        # Here, because it imports NumPy, which a configuration alone does without.
+        from posthoc_inn.seeds import derived
+
         return self.replace(
             flow=self.flow.replace(seed=seed),
-            autoencoder_training=self.autoencoder_training.replace(seed=seed),
-            flow_training=self.flow_training.replace(seed=seed + 1),
+            autoencoder_training=self.autoencoder_training.replace(seed=derived(seed, "autoencoder")),
+            flow_training=self.flow_training.replace(seed=derived(seed, "t")),
         )
 
 

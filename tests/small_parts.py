@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from posthoc_inn.config import ConceptConfig, FitConfig, FlowConfig, ImageSpec, TrainConfig, preset
-from posthoc_inn.flows.subnet import Subnet
 
 STEPS = TrainConfig(steps=8, batch_size=32, eval_every=4, checkpoint_every=4, patience=0)
 TINY = FitConfig(
@@ -55,15 +54,3 @@ def network_with_state(channels=3, seed=0):
         return nn.Sequential(
             *first, nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(8 * 49, 10)
         )
-
-
-def randomize(module, generator, scale=None):
-    """Draw the last layers of all subnets, which start at zero, so that a flow does something.
-
-    Weights have the given scale; without one, that which keeps the outputs near 1.
-    """
-    for net in module.modules():
-        if isinstance(net, Subnet):
-            size = net.output.in_features**-0.5 if scale is None else scale
-            for parameter in net.output.parameters():
-                parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * size)

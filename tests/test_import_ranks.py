@@ -13,13 +13,14 @@ RANKS = {
     "errors": 0,
     "protocols": 0,
     "files": 0,
+    "seeds": 0,
     "config": 1,
     "progress": 1,
     # Pure functions of tensors, which autoencoders need too.
     "objectives": 1.5,
     "weights": 1.5,
     # Light: what is registered is imported when it is asked for.
-    "plugins": 2,
+    "plugins": 1.7,
     "images": 2,
     "datasets": 2,
     "features": 2,

@@ -15,7 +15,7 @@ from posthoc_inn.bundle.tensors import TensorFile, TensorSpec, specs_of
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig
 from posthoc_inn.errors import BundleError, PosthocInnError
-from posthoc_inn.flows import COUPLINGS, ConditionalFlow, FactorFlow
+from posthoc_inn.flows import COUPLINGS, ConditionalFlow, FactorFlow, coupling_of
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.weights import seeded_init
 
@@ -26,14 +26,13 @@ FLOW, AUTOENCODER, CONCEPTS = "flow.", "autoencoder.", "concepts."
 
 
 def build_flow(flow: FlowConfig, conditioner: ConditionerConfig) -> ConditionalFlow:
-    """Build t, without the e it may work on, with a registered coupling."""
-    return ConditionalFlow(flow, conditioner, coupling=get_plugin_manager().coupling(flow.kind))
+    """Build t, without the e it may work on, with a coupling of the core's or a registered one."""
+    return ConditionalFlow(flow, conditioner, coupling=coupling_of(flow))
 
 
 def build_concepts(record: ConceptRecord) -> ConceptModel:
-    """Build e, with a registered coupling."""
-    coupling = get_plugin_manager().coupling(record.flow.kind)
-    flow = FactorFlow(record.flow, record.sizes, coupling=coupling, aligned=record.aligned)
+    """Build e, with a coupling of the core's or a registered one."""
+    flow = FactorFlow(record.flow, record.sizes, coupling=coupling_of(record.flow), aligned=record.aligned)
     return ConceptModel(flow, record.names, space=record.space, shape=record.shape)
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import ConcatDataset
 from posthoc_inn.concepts.model import RANDOM
 from posthoc_inn.errors import DataError, Problems
 from posthoc_inn.protocols import ConceptSource
+from posthoc_inn.seeds import derived
 
 
 class GivenPairs:
@@ -137,7 +138,7 @@ class JoinedSources:
         start = 1
         for k, source in enumerate(self.sources):
             count = n // len(self.sources) + (k < n % len(self.sources))
-            a, b, own = source.pairs(count, seed=seed * len(self.sources) + k)
+            a, b, own = source.pairs(count, seed=derived(seed, "source", k))
             if self._shifts[k]:
                 a, b = (i + self._shifts[k] * (i >= (self._length or 0)) for i in (a, b))
             shared = own[:, :1].repeat(1, len(self.names) + 1)

@@ -7,15 +7,41 @@ to the output around it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+try:
+    from torch.utils._python_dispatch import TorchDispatchMode
+except ImportError:
+
+    class TorchDispatchMode:  # type: ignore[no-redef]
+        """Stands where a version of torch has none: nothing can be followed, and cuts are measured instead."""
+
+        def __init__(self) -> None:
+            raise NotImplementedError("This version of torch does not let its operations be followed.")
+
+
 _READS_BACK = frozenset({"_local_scalar_dense", "is_nonzero", "equal"})
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in what an operation takes or returns."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _tensors_in(inner)
+    elif isinstance(value, Mapping):
+        yield from _tensors_in(list(value.values()))
+
+
+def _place(storage: Any) -> int:
+    """Return what tells a storage from the others that live: where it is."""
+    place: int | None = getattr(storage, "_cdata", None)
+    return int(storage.data_ptr()) if place is None else place
 
 
 def _carries_no_values(operation: str) -> bool:
@@ -63,7 +89,7 @@ class DataFlow(TorchDispatchMode):
 
     def _current(self, tensor: Tensor) -> set[int]:
         node: int = self._node_of.get(tensor, -1)
-        written = self._writes.get(tensor.untyped_storage()._cdata, (-1, None))[0] if self._writes else -1
+        written = self._writes.get(_place(tensor.untyped_storage()), (-1, None))[0] if self._writes else -1
         return {n for n in (node, written if written > node else -1) if n >= 0}
 
     def nodes_of(self, tensors: Iterable[Tensor]) -> set[int]:
@@ -74,8 +100,7 @@ class DataFlow(TorchDispatchMode):
         """Run one operation and note what its results depend on."""
         result = func(*args, **(kwargs or {}))
         operation = func.overloadpacket.__name__
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        parents = self.nodes_of(given)
+        parents = self.nodes_of(_tensors_in((args, kwargs)))
         if not parents or _carries_no_values(operation):
             return result
         if operation in _READS_BACK:
@@ -85,9 +110,9 @@ class DataFlow(TorchDispatchMode):
             node = self._add(parents, operation)
             self._node_of[tensor] = node
             storage = tensor.untyped_storage()
-            self._writes[storage._cdata] = (node, storage)
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and not any(tensor is w for w in written):
+            self._writes[_place(storage)] = (node, storage)
+        for tensor in _tensors_in(result):
+            if not any(tensor is w for w in written):
                 self._node_of[tensor] = self._add(parents, operation)
         return result
 
@@ -97,7 +122,7 @@ class DataFlow(TorchDispatchMode):
         for position, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 values.append(args[position] if position < len(args) else kwargs.get(argument.name))
-        return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+        return list(_tensors_in(values))
 
     def _descendants(self, nodes: set[int]) -> set[int]:
         found = set(nodes)

@@ -285,9 +285,8 @@ class LayerExtractor:
             if self._calls == expected:
                 return kept[0], result
         raise ConfigError(
-            f"Layer {self.layer!r} is called a different number of times in each pass, so that call={call} "
-            "cannot be "
-            f"found; pass call=0 or another count from the start."
+            f"Layer {self.layer!r} is called a different number of times in each pass, so that call={call} cannot be "
+            "found; pass call=0 or another count from the start."
         )
 
     def _pass(self, inputs: Inputs, wanted: int, z: Tensor | None) -> tuple[list[Tensor], Any, int]:
@@ -317,8 +316,7 @@ class LayerExtractor:
             which = f"there is no call={self.call}" if self.call is not None else "one must be chosen"
             shapes = self._describe_calls(inputs)
             raise ConfigError(
-                f"Layer {self.layer!r} is called {calls} time{'s' * (calls > 1)} in one pass, and {which}: "
-                "pass "
+                f"Layer {self.layer!r} is called {calls} time{'s' * (calls > 1)} in one pass, and {which}: pass "
                 f"call=0 to {calls - 1}, or -1 for the last. {shapes}"
             )
 
@@ -338,18 +336,16 @@ class LayerExtractor:
         above = [name for name in parents_of(self.layer) if name in reached]
         known = suggest(self.layer, [*above, *(name for name in reached if name not in above), OUTPUT])
         return LayerNotFoundError(
-            f"Layer {self.layer!r} ({type(self._module).__name__}) exists but is never reached in eval mode "
-            "with these "
-            f"inputs: {note}. {known}"
+            f"Layer {self.layer!r} ({type(self._module).__name__}) exists but is never reached in eval mode with "
+            f"these inputs: {note}. {known}"
         )
 
     def _check_batch(self, tensor: Tensor, rows: int) -> None:
         subject = f"Layer {self.layer!r} returns shape {tuple(tensor.shape)}"
         if tensor.ndim == 0 or tensor.shape[0] != rows:
             raise ShapeError(
-                f"{subject} for {rows} rows of input; the batch must come first. Choose the module around "
-                "it, or a "
-                f"later layer (windows and (T, B, N) layouts are put in order there)."
+                f"{subject} for {rows} rows of input; the batch must come first. Choose the module around it, or a "
+                "later layer (windows and (T, B, N) layouts are put in order there)."
             )
         if self.tokens == "all":
             return
@@ -388,8 +384,7 @@ class LayerExtractor:
                 times = z.shape[0] // accepted.shape[0]
                 advice = f" Repeat the inputs to as many rows: inputs.repeat_interleave({times}, 0)."
             raise ShapeError(
-                f"z has shape {tuple(z.shape)}; layer {self.layer!r} gives {tuple(accepted.shape)} for these "
-                "inputs, "
+                f"z has shape {tuple(z.shape)}; layer {self.layer!r} gives {tuple(accepted.shape)} for these inputs, "
                 f"and resuming takes the same.{advice}"
             )
         z = z.to(device=tensor.device, dtype=tensor.dtype)
@@ -402,8 +397,7 @@ class LayerExtractor:
     def _check_z(self, z: Tensor) -> None:
         if self.tokens == "mean":
             raise ConfigError(
-                "tokens='mean' cannot be resumed exactly: many tokens share one mean. Use tokens='all', "
-                "'class' or "
+                "tokens='mean' cannot be resumed exactly: many tokens share one mean. Use tokens='all', 'class' or "
                 "'patches', or a later layer, after the model's own pooling."
             )
         if not isinstance(z, Tensor) or not z.is_floating_point():

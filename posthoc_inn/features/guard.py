@@ -24,7 +24,7 @@ _CONTAINERS = (dict, list, set, tuple)
 
 
 def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+    return None if tensor.is_inference() else getattr(tensor, "_version", None)
 
 
 def _digest(tensor: Tensor) -> bytes:
@@ -198,12 +198,12 @@ def switches() -> dict[str, Any]:
         "cudnn.enabled": torch.backends.cudnn.enabled,
         "cudnn.benchmark": torch.backends.cudnn.benchmark,
         "cudnn.deterministic": torch.backends.cudnn.deterministic,
-        "mkldnn.enabled": torch._C._get_mkldnn_enabled(),
+        "mkldnn.enabled": getattr(torch.backends.mkldnn, "enabled", None),
         "transformer fast path": torch.backends.mha.get_fastpath_enabled(),
         "attention kernels": (
-            torch._C._get_flash_sdp_enabled(),
-            torch._C._get_mem_efficient_sdp_enabled(),
-            torch._C._get_math_sdp_enabled(),
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.backends.cuda.mem_efficient_sdp_enabled(),
+            torch.backends.cuda.math_sdp_enabled(),
         ),
     }
 

@@ -89,10 +89,8 @@ def _check_hookable(root: nn.Module, layers: Mapping[str, nn.Module], name: str,
     above = [root, *(layers[".".join(parts[:n])] for n in range(1, len(parts)))]
     if any(map(is_scripted, above)) or not takes_hooks(module):
         raise LayerNotFoundError(
-            f"Layer {name!r} is inside TorchScript, which runs without forward hooks. Pass the eager model "
-            "that was "
-            f"scripted or traced; of this one, only what lies outside TorchScript and layer={OUTPUT!r} can "
-            "be used."
+            f"Layer {name!r} is inside TorchScript, which runs without forward hooks. Pass the eager model that was "
+            f"scripted or traced; of this one, only what lies outside TorchScript and layer={OUTPUT!r} can be used."
         )
 
 

@@ -29,6 +29,7 @@ from posthoc_inn.rows.cache import Cache
 from posthoc_inn.rows.latents import Rows
 from posthoc_inn.rows.pairs import RowPairs
 from posthoc_inn.rows.reader import IMAGE, LABEL
+from posthoc_inn.seeds import derived
 from posthoc_inn.training import History, train
 from posthoc_inn.training.factors import DensityTask, FactorTask
 from posthoc_inn.training.moments import pair_moments
@@ -277,7 +278,7 @@ def fit_concepts(
         ConfigError: `bound.sizes` do not fit.
     """
     device = device or torch.device("cpu")
-    training = config.training.replace(seed=config.training.seed + seed)
+    training = config.training.replace(seed=derived(seed, "e", config.training.seed))
     if bound.note:
         note(bound.note)
     names: tuple[str, ...] = ()

@@ -13,10 +13,9 @@ from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import ConditionerConfig, FitConfig
 from posthoc_inn.features import LayerExtractor, Probe
 from posthoc_inn.fit.concepts import ConceptFit, ConceptRequest
-from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
+from posthoc_inn.flows import ConditionalFlow, coupling_of, set_compute_dtype
 from posthoc_inn.images import BatchSource, InputAdapter
 from posthoc_inn.pipeline import Pipeline
-from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import History
 
@@ -100,7 +99,12 @@ class FitResult:
 
 
 def make_flow(config: FitConfig, z_shape: tuple[int, ...], concept_model: ConceptModel | None) -> ConditionalFlow:
-    """Return an untrained t for z of shape (B, *z_shape), on the factors of a trained e where there is one."""
+    """Return an untrained t for z of shape (B, *z_shape), on the factors of a trained e where there is one.
+
+    Raises:
+        UnknownNameError: Nobody registers the coupling that `config` names.
+        PluginError: It comes with a plugin that is broken.
+    """
     conditioner = ConditionerConfig(
         z_shape=z_shape,
         context_dim=config.context_dim,
@@ -109,7 +113,7 @@ def make_flow(config: FitConfig, z_shape: tuple[int, ...], concept_model: Concep
         dropout=config.flow.dropout,
         seed=config.flow.seed,
     )
-    flow = ConditionalFlow(config.flow, conditioner, coupling=get_plugin_manager().coupling(config.flow.kind))
+    flow = ConditionalFlow(config.flow, conditioner, coupling=coupling_of(config.flow))
     if concept_model is not None and config.flow_on_concepts:
         flow.set_base(concept_model.flow)
     return flow

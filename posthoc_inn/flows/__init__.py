@@ -10,6 +10,7 @@ from posthoc_inn.flows.coupling import AffineCoupling, Coupling, ProjectedContex
 from posthoc_inn.flows.coupling_flow import COUPLINGS, CouplingFlow, without_dropout
 from posthoc_inn.flows.factor import FactorFlow
 from posthoc_inn.flows.permutation import Permutation
+from posthoc_inn.flows.registered import coupling_of
 from posthoc_inn.flows.spline import SplineCoupling, rational_quadratic_spline
 from posthoc_inn.flows.subnet import computing_in, set_compute_dtype
 
@@ -27,6 +28,7 @@ __all__ = [
     "ProjectedContext",
     "SplineCoupling",
     "computing_in",
+    "coupling_of",
     "rational_quadratic_spline",
     "set_compute_dtype",
     "without_dropout",

@@ -32,7 +32,7 @@ class Alignment(FittedOnce):
         self.dim = dim
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("weight", torch.eye(dim))
-        self._derived: tuple[Tensor, int, Tensor, Tensor] | None = None
+        self._derived: tuple[Tensor, int | None, Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def set(self, mean: Tensor, weight: Tensor) -> None:
@@ -84,12 +84,14 @@ class Alignment(FittedOnce):
             )
         weight = self.weight
         known = self._derived
-        if known is None or known[0] is not weight or known[1] != weight._version:
+        # Where torch does not count the writes to a tensor, any may have happened.
+        version = getattr(weight, "_version", None)
+        if known is None or version is None or known[0] is not weight or known[1] != version:
             # Not every device has float64.
             wide = weight.cpu().double()
             log_det = torch.linalg.slogdet(wide)[1].to(torch.promote_types(weight.dtype, torch.float32))
             inverse = torch.linalg.inv(wide).to(weight)
-            known = self._derived = (weight, weight._version, inverse, log_det.to(weight.device))
+            known = self._derived = (weight, version, inverse, log_det.to(weight.device))
         return known[2], known[3]
 
     def _load_from_state_dict(

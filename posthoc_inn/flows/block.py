@@ -1,9 +1,8 @@
-"""One block of a coupling flow: actnorm, two couplings and a permutation (MSC A.2, fig. S1 and S2)."""
+"""One block of a flow: actnorm, two couplings and a permutation (MSC A.2, fig. S1 and S2)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,21 @@ half."""
 
 
 class Block(nn.Module):
-    """Actnorm, then two couplings (each half conditions the other once), then a fixed permutation."""
+    """Actnorm, then two couplings (each half conditions the other once), then a fixed permutation.
+
+    Args:
+        config: Shape of the flow.
+        index: Position among the flow's blocks.
+        coupling: Makes the couplings.
+        generator: Draws the initial weights and the permutation.
+
+    >>> block = Block(FlowConfig(dim=4, width=8), 0, AffineCoupling, torch.Generator().manual_seed(0))
+    >>> block.actnorm.initialize_as_identity()
+    >>> x = torch.arange(8.0).reshape(2, 4)
+    >>> y, log_det = block(x, None, None)
+    >>> log_det.tolist(), bool(torch.equal(block.inverse(y, None, None), x))
+    ([0.0, 0.0], True)
+    """
 
     def __init__(self, config: FlowConfig, index: int, coupling: CouplingFactory, generator: torch.Generator) -> None:
         super().__init__()
@@ -32,7 +45,7 @@ class Block(nn.Module):
         self.permutation = Permutation(config.dim, seed)
 
     def forward(self, x: Tensor, first: Context, second: Context) -> tuple[Tensor, Tensor]:
-        """Map `x` (..., D) to y (..., D) and log_det (...), with one context a coupling."""
+        """Map `x` (..., D) to y (..., D) and log_det (...) in nats, with one context a coupling."""
         x, log_det = self.actnorm(x)
         for coupling, context in zip(self.couplings, (first, second), strict=True):
             x, term = coupling(x, context)
@@ -47,16 +60,6 @@ class Block(nn.Module):
         return self.actnorm.inverse(y)
 
 
-def listed(blocks: nn.ModuleList) -> list[Block]:
-    """Return the blocks, first to last."""
-    return cast(list[Block], list(blocks))
-
-
-def couplings_of(blocks: nn.ModuleList) -> list[Any]:
-    """Return the couplings of all blocks, first to last."""
-    return [coupling for block in listed(blocks) for coupling in block.couplings]
-
-
-def is_affine(blocks: nn.ModuleList) -> bool:
-    """Whether every coupling is the built-in affine one."""
-    return all(type(coupling) is AffineCoupling for coupling in couplings_of(blocks))
+def are_affine(blocks: Sequence[Block]) -> bool:
+    """Whether every coupling of `blocks` is the built-in affine one, which the fast paths are written for."""
+    return all(type(coupling) is AffineCoupling for block in blocks for coupling in block.couplings)

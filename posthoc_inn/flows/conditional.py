@@ -181,7 +181,7 @@ class ConditionalFlow(nn.Module):
 
     def _many_blocks_inverse(self, v: Tensor, context: Tensor) -> Tensor:
         if self.flow.is_affine:
-            return fast_inverse.inverse(self.flow.config, self.flow.blocks, v, context)
+            return fast_inverse.inverse(self.flow.config, self.flow.parts(), v, context)
         parameter = next(self.flow.parameters())
         out = torch.empty(v.shape, dtype=parameter.dtype, device=parameter.device)
         together = max(1, fast_inverse.CHUNK // max(v.shape[1], 1))

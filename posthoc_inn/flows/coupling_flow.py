@@ -1,10 +1,10 @@
-"""Blocks of actnorm, two couplings and a permutation, stacked: the flow between data and base (MSC A.2)."""
+"""Blocks stacked into a flow (MSC A.2, fig. S1 and S2), and the couplings to choose from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import ConfigError, DataError, ShapeError, UnknownNameError, suggest
 from posthoc_inn.flows.actnorm import ActNorm
-from posthoc_inn.flows.block import Block, CouplingFactory, couplings_of, is_affine, listed
+from posthoc_inn.flows.block import Block, CouplingFactory, are_affine
 from posthoc_inn.flows.coupling import AffineCoupling, Context, ProjectedContext, check_context, check_width
 from posthoc_inn.flows.fast import training as fast
 from posthoc_inn.flows.fast.workspace import Workspace
@@ -95,7 +95,8 @@ class CouplingFlow(nn.Module):
         """
         check_context(context, self.config.context_dim)
         context = context.to(self._dtype)
-        terms = [c.project(context) if hasattr(c, "project") else context for c in couplings_of(self.blocks)]
+        couplings: list[Any] = [coupling for block in self.parts() for coupling in block.couplings]
+        terms = [c.project(context) if hasattr(c, "project") else context for c in couplings]
         return ProjectedContext(tuple(terms), context.shape[:-1])
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
@@ -106,8 +107,8 @@ class CouplingFlow(nn.Module):
             NotFittedError: The flow was not initialised.
         """
         x, terms = self._prepare(x, context)
-        if fast.applies(self.blocks, x, context):
-            return fast.forward(self.config, self.blocks, x, None if context is None else cast(Tensor, terms[0][0]))
+        if self.training and fast.applies(self.parts(), x, context):
+            return fast.forward(self.config, self.parts(), x, None if context is None else cast(Tensor, terms[0][0]))
         log_det = x.new_zeros(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32))
         for block, pair in zip(self.parts(), terms, strict=True):
             x, term = block(x, *pair)
@@ -148,17 +149,17 @@ class CouplingFlow(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Switch between training and use, as any module does; outside training the fast path's memory is freed."""
         if not mode:
-            Workspace.release(self.blocks)
+            Workspace.release(self.parts())
         return super().train(mode)
 
     def parts(self) -> list[Block]:
         """Return the blocks, first to last."""
-        return listed(self.blocks)
+        return cast(list[Block], list(self.blocks))
 
     @property
     def is_affine(self) -> bool:
         """Whether every coupling is the built-in affine one."""
-        return is_affine(self.blocks)
+        return are_affine(self.parts())
 
     @property
     def _dtype(self) -> torch.dtype:

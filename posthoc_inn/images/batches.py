@@ -26,6 +26,7 @@ from posthoc_inn.images.convert import (
     read_sample,
     take_apart,
 )
+from posthoc_inn.seeds import derived
 
 CHECKED = 64
 """Images looked at before training starts."""
@@ -51,11 +52,10 @@ class PrivateRandomness:
     """
 
     def __init__(self, seed: int) -> None:
-        sequence = np.random.SeedSequence(seed)
-        state = sequence.generate_state(3)
-        self._torch = torch.Generator().manual_seed(int(state[0])).get_state()
-        self._numpy = np.random.RandomState(int(state[1])).get_state()
-        self._python = random.Random(int(state[2])).getstate()
+        self._torch = torch.Generator().manual_seed(derived(seed, "torch")).get_state()
+        # NumPy's old generator takes 32 bits.
+        self._numpy = np.random.RandomState(derived(seed, "numpy") % 2**32).get_state()
+        self._python = random.Random(derived(seed, "python")).getstate()
 
     def __enter__(self) -> PrivateRandomness:
         self._swap()
@@ -252,7 +252,7 @@ class BatchSource:
 
     def _samples(self, draw: int) -> Iterator[tuple[Sample, Tensor | None]]:
         """Yield raw batches, the user's code running with random generators of its own."""
-        randomness = PrivateRandomness(int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0]))
+        randomness = PrivateRandomness(derived(self.seed, "draw", draw))
         with randomness:
             iterator = self._read()
         while True:

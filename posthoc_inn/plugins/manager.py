@@ -310,14 +310,6 @@ class PluginManager:
         size = (image_size, image_size)
         return ImageSpec(size=size) if spec is None else spec.replace(size=size, crop=1.0)
 
-    def coupling(self, kind: str) -> Callable[..., nn.Module]:
-        """Return the factory of a registered coupling (see `posthoc_inn.flows.CouplingFactory`).
-
-        Raises:
-            UnknownNameError: Nobody registered it.
-        """
-        return self.flows.get(kind).factory
-
     def build_dataset(
         self, name: str, root: str | None = None, *, train: bool = True, seed: int = 0, **options: Any
     ) -> Dataset[Any]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from posthoc_inn.errors import DataError
 from posthoc_inn.protocols import ConceptSource
+from posthoc_inn.seeds import derived
 
 ROUNDS = 20
 """Times that pairs are drawn anew when some of their images are not among the rows."""
@@ -54,11 +55,11 @@ class RowPairs:
         found: list[tuple[Tensor, ...]] = []
         missing = n
         for attempt in range(ROUNDS):
-            a, b, shared = self.source.pairs(max(n, 16), seed=seed * ROUNDS + attempt)
+            a, b, shared = self.source.pairs(max(n, 16), seed=derived(seed, "pairs", attempt))
             self._check(a, b, shared)
             if self._order is None:
                 return a[:n], b[:n], shared[:n]
-            generator = torch.Generator().manual_seed(seed * ROUNDS + attempt)
+            generator = torch.Generator().manual_seed(derived(seed, "rows", attempt))
             a, b = self._rows(a, generator), self._rows(b, generator)
             keep = ((a >= 0) & (b >= 0)).nonzero()[:missing, 0]
             found.append((a[keep], b[keep], shared[keep]))

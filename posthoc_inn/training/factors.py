@@ -11,7 +11,7 @@ from posthoc_inn.flows import FactorFlow
 from posthoc_inn.objectives import flow_nll, pair_nll
 from posthoc_inn.rows.latents import Rows
 from posthoc_inn.rows.pairs import RowPairs
-from posthoc_inn.training.loop import step_seed
+from posthoc_inn.seeds import derived
 from posthoc_inn.training.tasks import Shuffle
 
 HELD_OUT_PAIRS = 4096
@@ -64,7 +64,7 @@ class FactorTask:
 
     def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Return latents of both images, (B, D) each, and which factors they share, (B, K + 1)."""
-        a, b, shared = self._pairs.draw(self._batch_size, seed=step_seed(self._seed, step) >> 16)
+        a, b, shared = self._pairs.draw(self._batch_size, seed=derived(self._seed, "pairs", step))
         return self._rows.drawn(a, generator), self._rows.drawn(b, generator), shared
 
     def held_out(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from posthoc_inn.config import TrainConfig
 from posthoc_inn.errors import TrainingError
+from posthoc_inn.seeds import derived
 from posthoc_inn.training.checkpoint import (
     load_optimizer,
     optimizer_tensors,
@@ -51,14 +52,6 @@ class Task(Protocol):
         """Return figures on held-out data; "loss" is the one that early stopping looks at."""
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Return a seed for one step, far from those of its neighbours (SplitMix64's finaliser)."""
-    x = (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-    return (x ^ (x >> 31)) & (2**63 - 1)
-
-
 def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return Adam or AdamW; what has fewer than two dimensions (biases, norms, actnorm) is not decayed."""
     parameters = [p for p in module.parameters() if p.requires_grad]
@@ -75,7 +68,7 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 def gradient_norm(parameters: Iterable[Tensor]) -> float:
     """Return the joint norm of the gradients of `parameters`."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+    return float(nn.utils.get_total_norm(gradients))
 
 
 def clipped_step(optimizer: torch.optim.Optimizer, norm: float, bound: float) -> None:
@@ -89,7 +82,7 @@ def clipped_step(optimizer: torch.optim.Optimizer, norm: float, bound: float) ->
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not all(group.get("fused") for group in optimizer.param_groups):
-        torch._foreach_mul_([p.grad for p in parameters], bound / (norm + 1e-6))
+        nn.utils.clip_grads_with_norm_(parameters, bound, torch.tensor(norm))
         optimizer.step()
         return
     optimizer.grad_scale = torch.tensor((norm + 1e-6) / bound, device=parameters[0].device)  # type: ignore[attr-defined]
@@ -146,29 +139,10 @@ class Loop:
         self.module, self.optimizer = fabric.setup(task.module, optimizer)
         self.parameters = [p for p in task.module.parameters() if p.requires_grad]
         self.best: dict[str, Tensor] = {}
-        self.averaged = self._moving_average() if config.ema else None
+        self.average = averaged(task.module, config.ema) if config.ema else None
         self.recent: list[float] = []
         self.last_loss = math.nan
         self.nonfinite_in_a_row = 0
-
-    def _moving_average(self) -> AveragedModel:
-        """Return the average of the weights: exponential, faster at first, while the weights run away from chance."""
-
-        def average(averaged: Any, current: Any, count: Any) -> None:
-            decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-            if averaged[0].is_floating_point():
-                torch._foreach_lerp_(averaged, current, 1 - decay)
-            else:
-                torch._foreach_copy_(averaged, current)
-
-        found = AveragedModel(self.task.module, multi_avg_fn=average, use_buffers=True)
-        found.n_averaged.fill_(1)  # the initial weights count
-        return found
-
-    @property
-    def average(self) -> dict[str, Tensor]:
-        """The averaged weights and buffers; empty where none are kept."""
-        return {} if self.averaged is None else self.averaged.module.state_dict()
 
     def run(self, progress: Progress | None) -> History:
         """Train until the steps are done, patience runs out, or Ctrl-C."""
@@ -202,12 +176,12 @@ class Loop:
     def _one_step(self) -> float:
         """Take one optimizer step, or skip it when something is not finite; return the gradient's norm."""
         config = self.config
-        seed = step_seed(config.seed, self.step)
-        _seed(seed, self.fabric.device)
+        _seed(derived(config.seed, "step", self.step), self.fabric.device)
         lr = learning_rate(config, self.step)
         for group in self.raw_optimizer.param_groups:
             group["lr"] = lr
-        batch = self.task.batch(self.step, torch.Generator().manual_seed(seed ^ 0x5DEECE66D))
+        generator = torch.Generator().manual_seed(derived(config.seed, "batch", self.step))
+        batch = self.task.batch(self.step, generator)
         loss = self.module(*(b.to(self.fabric.device, non_blocking=True) for b in batch))
         self.optimizer.zero_grad(set_to_none=True)
         norm = math.nan
@@ -222,18 +196,19 @@ class Loop:
             return norm
         self.nonfinite_in_a_row = 0
         clipped_step(self.raw_optimizer, norm, config.clip or math.inf)
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.task.module)
+        if self.average is not None:
+            self.average.update_parameters(self.task.module)
         self.last_loss = float(loss.detach())
         self.recent.append(self.last_loss)
         return norm
 
     def _look(self, norm: float) -> None:
         """Measure on held-out data, with the averaged weights when they are kept."""
-        kept = self.average or self.task.module.state_dict()
-        with _swapped(self.task.module, self.average):
+        average = None if self.average is None else self.average.module.state_dict()
+        kept = average or self.task.module.state_dict()
+        with _swapped(self.task.module, average):
             self.task.module.eval()
-            _seed(step_seed(self.config.seed, -2), self.fabric.device)
+            _seed(derived(self.config.seed, "look"), self.fabric.device)
             with torch.no_grad():
                 figures = dict(self.task.held_out())
         self.module.train()
@@ -272,7 +247,8 @@ class Loop:
             return
         tensors = {f"module.{k}": v for k, v in self.task.module.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        if self.average is not None:
+            tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         tensors |= optimizer_tensors(self.raw_optimizer)
         write_checkpoint(
             self.checkpoint,
@@ -309,11 +285,11 @@ class Loop:
 
         try:
             self.task.module.load_state_dict(part("module."))
+            if self.average is not None:
+                self.average.load_state_dict(part("average."))
         except RuntimeError as error:
             raise TrainingError(f"{path} belongs to another network: {error}") from None
         self.best = part("best.")
-        if self.averaged is not None:
-            self.averaged.module.load_state_dict(part("average."))
         load_optimizer(self.raw_optimizer, tensors)
         self.step = state["step"]
         self.history = History.from_dict(state["history"])
@@ -321,10 +297,31 @@ class Loop:
         self.nonfinite_in_a_row = state["nonfinite_in_a_row"]
 
 
+def averaged(module: nn.Module, decay: float) -> AveragedModel:
+    """Return a moving average of the weights and buffers of `module`, which the first steps move faster.
+
+    Args:
+        module: What is trained; its weights as they are count as the first.
+        decay: Share of the average that is left after an update, once there have been many.
+    """
+
+    def update(average: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        share = min(decay, int(count) / (int(count) + 9))
+        for old, new in zip(average, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, 1 - share)
+            else:
+                old.copy_(new)
+
+    average = AveragedModel(module, multi_avg_fn=update, use_buffers=True)
+    average.n_averaged.fill_(1)
+    return average
+
+
 @contextlib.contextmanager
-def _swapped(module: nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
-    """Run with other weights, and put the module's own back."""
-    if not state:
+def _swapped(module: nn.Module, state: dict[str, Tensor] | None) -> Iterator[None]:
+    """Run with other weights where there are any, and put the module's own back."""
+    if state is None:
         yield
         return
     own = {k: v.detach().clone() for k, v in module.state_dict().items()}

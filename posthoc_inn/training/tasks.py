@@ -10,6 +10,7 @@ from posthoc_inn.errors import DataError
 from posthoc_inn.flows import ConditionalFlow, without_dropout
 from posthoc_inn.objectives import flow_nll, interaction_variance
 from posthoc_inn.rows.cache import Cache, joined_rows, unit
+from posthoc_inn.seeds import derived
 
 
 class Shuffle:
@@ -28,7 +29,7 @@ class Shuffle:
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed(derived(self.seed, "order", epoch))
             self._orders = {k: v for k, v in self._orders.items() if k == epoch - 1}
             self._orders[epoch] = torch.randperm(self.rows, generator=generator)
         return self._orders[epoch]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from small_parts import randomize
+from random_subnets import randomize
 from torch import nn
 
 from posthoc_inn.autoencoders import Autoencoder
@@ -30,7 +30,7 @@ def make_concepts(
     flow = FactorFlow(FlowConfig(dim=sum(dims), blocks=2, width=16), dims)
     g = torch.Generator().manual_seed(5)
     if curved:
-        randomize(flow, g)
+        randomize(flow, generator=g)
     flow = flow.to(dtype)
     flow.initialize(random_rows(500, sum(dims), seed=9, dtype=dtype) if rows is None else rows.to(dtype))
     return ConceptModel(flow.eval().requires_grad_(False), names, space=space, shape=shape)

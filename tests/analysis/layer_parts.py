@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from small_parts import randomize
+from random_subnets import randomize
 from torch import nn
 
 from posthoc_inn.autoencoders import GivenAutoencoder
@@ -68,7 +68,7 @@ def pipeline(layer="features.2", *, model=None, autoencoder=None, normalization=
         ConditionerConfig(z_shape=tuple(z.shape[1:]), context_dim=8, width=16),
     )
     for number, net in enumerate(m for m in flow.modules() if isinstance(m, Subnet)):
-        randomize(net, generator(number), strength / net.output.in_features**0.5)
+        randomize(net, scale=strength, generator=generator(number))
     flow.conditioner.fit_standardization([z])
     flow.initialize(z_bar, z)
     return Pipeline(extractor, adapter, autoencoder, flow.eval().requires_grad_(False), CPU)

@@ -6,8 +6,8 @@ import hashlib
 import json
 
 import torch
+from random_subnets import randomize
 from safetensors.torch import load, save
-from small_parts import randomize
 from torch import nn
 
 from posthoc_inn.autoencoders import ConvAutoencoder
@@ -42,7 +42,7 @@ def make_flow(kind="affine", z_shape=(3, 5, 5), seed=1, **options):
     generator = torch.Generator().manual_seed(seed)
     config = FlowConfig(dim=LATENT, context_dim=6, blocks=2, width=8, kind=kind, seed=seed, **options)
     flow = ConditionalFlow(config, ConditionerConfig(z_shape=z_shape, context_dim=6, width=8, seed=seed))
-    randomize(flow, generator, 0.1)
+    randomize(flow, weights=0.1, generator=generator)
     z = torch.randn(64, *z_shape, generator=generator)
     flow.conditioner.fit_standardization([z])
     flow.initialize(torch.randn(64, LATENT, generator=generator), z)
@@ -52,7 +52,7 @@ def make_flow(kind="affine", z_shape=(3, 5, 5), seed=1, **options):
 def make_concepts(seed=4):
     flow = FactorFlow(FlowConfig(dim=LATENT, blocks=2, width=8, seed=seed), (2, 1, 1), aligned=True)
     generator = torch.Generator().manual_seed(seed)
-    randomize(flow, generator, 0.1)
+    randomize(flow, weights=0.1, generator=generator)
     flow.align(torch.randn(LATENT, generator=generator), torch.randn(LATENT, LATENT, generator=generator))
     return ConceptModel(flow, ("digit", "color")).eval()
 

@@ -26,12 +26,14 @@ from bundle_helpers import (
     write_document,
 )
 from safetensors.torch import load, save
+from small_parts import CouplingPlugin
 
 from posthoc_inn.bundle import load_bundle, load_model_state, modules, record, save_bundle, tensors
 from posthoc_inn.bundle import members as files
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import BundleError, PosthocInnError
-from posthoc_inn.plugins import get_plugin_manager, hookimpl
+from posthoc_inn.flows import registered
+from posthoc_inn.plugins import PluginManager
 
 WEIGHTS = "weights.safetensors"
 
@@ -608,36 +610,27 @@ def test_a_coupling_that_nobody_registers_is_looked_up_and_never_imported(saved)
     assert "posthoc_inn_evil" not in sys.modules
 
 
-@pytest.fixture
-def register_coupling():
-    """Register a coupling with the process's plugin manager, which forgets it afterwards."""
-
-    def register(name, factory):
-        class Plugin:
-            @hookimpl
-            def register_flows(self, register):
-                register(name, factory, licence="MIT")
-
-        get_plugin_manager().register(Plugin(), distribution=f"with-{name}")
-
-    get_plugin_manager.cache_clear()
-    yield register
-    get_plugin_manager.cache_clear()
+def with_coupling(monkeypatch, name, factory):
+    """Let a plugin register a coupling."""
+    manager = PluginManager([])
+    manager.load()
+    manager.register(CouplingPlugin(name, factory), distribution="theirs")
+    monkeypatch.setattr(registered, "get_plugin_manager", lambda: manager)
 
 
-def test_a_plugin_that_breaks_over_a_bundle_is_a_bundle_error(saved, register_coupling):
+def test_a_plugin_that_breaks_over_a_bundle_is_a_bundle_error(saved, monkeypatch):
     def broken(config, index, *, generator):
         raise ZeroDivisionError("mine")
 
-    register_coupling("mine", broken)
+    with_coupling(monkeypatch, "mine", broken)
     content = document(saved)
     content["flow"]["kind"] = "mine"
     write_document(saved, content)
-    with pytest.raises(BundleError, match=r"cannot be built from what bundle.json says: ZeroDivisionError: mine"):
+    with pytest.raises(BundleError, match=r"flow 'mine' of theirs cannot be built: ZeroDivisionError: mine"):
         load_bundle(saved)
 
 
-def test_a_registered_coupling_that_needs_memory_to_be_built_can_be_loaded(tmp_path, monkeypatch, register_coupling):
+def test_a_registered_coupling_that_needs_memory_to_be_built_can_be_loaded(tmp_path, monkeypatch):
     from posthoc_inn.flows import AffineCoupling, ConditionalFlow
 
     class Drawn(AffineCoupling):
@@ -646,7 +639,7 @@ def test_a_registered_coupling_that_needs_memory_to_be_built_can_be_loaded(tmp_p
             # As a plugin's author would write it; fails on the meta device.
             self.register_buffer("sign", torch.randn(2, generator=generator).sign())
 
-    register_coupling("drawn", Drawn)
+    with_coupling(monkeypatch, "drawn", Drawn)
     plain = make_flow()
     config = plain.flow.config.replace(kind="drawn")
     flow = ConditionalFlow(config, plain.conditioner.config, coupling=Drawn)

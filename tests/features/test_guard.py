@@ -163,3 +163,15 @@ def test_a_shared_tensor_is_reported_once_and_a_long_report_is_cut():
     many = nn.Sequential(*(nn.ReLU() for _ in range(40)))
     with pytest.raises(ModelTouchedError, match=r"(?s)\(41 changes\).*and 11 more"), untouched(many):
         many.eval()
+
+
+def test_where_torch_does_not_count_writes_values_alone_are_compared(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "_version", property(lambda tensor: tensor.no_such_thing))
+    net = torch.nn.Linear(2, 2)
+    before = snapshot(net)
+    with torch.no_grad():
+        net.bias.copy_(net.bias.clone())
+    assert before.compare(net) == []
+    with torch.no_grad():
+        net.bias.add_(1)
+    assert any("bias changed" in change for change in before.compare(net))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 from torch import nn
@@ -168,6 +172,28 @@ def test_a_model_that_refuses_to_be_followed_is_measured(monkeypatch):
     followed = [(i.name, i.is_cut) for i in list_layers(model, x) if i.calls == 1]
     monkeypatch.setattr(dataflow.DataFlow, "__torch_dispatch__", refuse)
     assert [(i.name, i.is_cut) for i in list_layers(model, x) if i.calls == 1] == followed
+
+
+def test_a_version_of_torch_that_cannot_follow_its_operations_gives_the_same_cuts():
+    code = """
+        import torch.utils._python_dispatch as dispatch
+        del dispatch.TorchDispatchMode
+        from posthoc_inn.features import dataflow, list_layers
+        from posthoc_inn.testing.models import tiny_model
+        assert dataflow.TorchDispatchMode.__module__ == dataflow.__name__
+        print([(i.name, i.is_cut) for i in list_layers(*tiny_model("skip-inside")) if i.calls == 1])
+    """
+    run = [sys.executable, "-c", textwrap.dedent(code)]
+    found = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    followed = [(i.name, i.is_cut) for i in list_layers(*tiny_model("skip-inside")) if i.calls == 1]
+    assert found.strip() == str(followed)
+
+
+def test_storages_are_told_apart_by_their_memory_where_torch_hides_their_place(monkeypatch):
+    expected = [[(i.name, i.is_cut) for i in listed(name).values()] for name in ("skip-inside", "skip-whole")]
+    monkeypatch.setattr(torch.UntypedStorage, "_cdata", property(lambda storage: storage.no_such_thing), raising=False)
+    found = [[(i.name, i.is_cut) for i in listed(name).values()] for name in ("skip-inside", "skip-whole")]
+    assert found == expected
 
 
 def test_output_is_the_name_of_a_module_where_there_is_one():

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import torch
+from random_subnets import randomize
 
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.flows import CouplingFlow
-from posthoc_inn.flows.subnet import Subnet
 
 CONTEXT_DIM = 3
-
-
-def randomize(module, *, scale=1.0, seed=1):
-    """Give zero-initialised last layers random weights, so that a flow does something."""
-    generator = torch.Generator().manual_seed(seed)
-    for net in module.modules():
-        if isinstance(net, Subnet):
-            for parameter in net.output.parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.data.copy_(noise * scale / net.output.in_features**0.5)
-    return module
 
 
 def rows(n, dim, *, seed=2, dtype=torch.float64):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
-from flow_helpers import randomize, rows
+from flow_helpers import rows
+from random_subnets import randomize
 
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import ConfigError, NotFittedError, ShapeError
@@ -122,3 +124,13 @@ def test_each_kind_of_flow_is_started_in_its_own_way():
         aligned(torch.randn(3, 6))
     with pytest.raises(ShapeError):
         aligned_flow()(torch.zeros(3, 7))
+
+
+def test_a_weight_whose_writes_are_not_counted_is_read_anew(monkeypatch):
+    align = Alignment(2)
+    align.set(torch.zeros(2), torch.eye(2))
+    assert float(align(torch.ones(1, 2))[1]) == 0
+    monkeypatch.setattr(torch.Tensor, "_version", property(lambda tensor: tensor.no_such_thing))
+    with torch.no_grad():
+        align.weight.mul_(2)
+    assert float(align(torch.ones(1, 2))[1]) == pytest.approx(math.log(4))

@@ -5,7 +5,7 @@ import math
 import pytest
 import safetensors.torch
 import torch
-from flow_helpers import randomize
+from random_subnets import randomize
 
 from posthoc_inn.config import ConditionerConfig, FlowConfig
 from posthoc_inn.errors import ConfigError, NotFittedError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from flow_helpers import build, context_for, randomize, rows
+from flow_helpers import build, context_for, rows
+from random_subnets import randomize
 
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import ConfigError, ShapeError

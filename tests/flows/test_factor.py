@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from flow_helpers import randomize, rows
+from flow_helpers import rows
+from random_subnets import randomize
 
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import ConfigError, NotFittedError, ShapeError

@@ -38,6 +38,15 @@ def no_fast_path(monkeypatch):
     return run
 
 
+def is_fast(flow, x, context):
+    """Whether a forward pass takes the fast path."""
+    calls, real = [], fast.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "forward", lambda *arguments: calls.append(arguments) or real(*arguments))
+        flow(x, context)
+    return bool(calls)
+
+
 def outcome(flow, x, context, weights):
     """Return everything a step makes: outputs, and gradients of inputs and parameters of an arbitrary loss."""
     torch.manual_seed(4)
@@ -59,7 +68,7 @@ def case(options, *, n=24, dtype=torch.float64):
 @pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES.keys())
 def test_values_and_gradients_are_those_of_the_plain_flow(options, no_fast_path):
     flow, *data = case(options)
-    assert fast.applies(flow.blocks, *data[:2])
+    assert is_fast(flow, *data[:2])
     got, expected = outcome(flow, *data), no_fast_path(outcome, flow, *data)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
@@ -233,15 +242,15 @@ def test_weights_changed_before_the_backward_pass_are_noticed(flow):
 
 def test_it_stands_back_where_it_cannot_help():
     flow, x, context, _ = case({})
-    assert fast.applies(flow.blocks, x, context)
-    assert not fast.applies(flow.blocks, x, flow.project(context))
+    assert is_fast(flow, x, context)
+    assert not is_fast(flow, x, flow.project(context))
     with torch.no_grad():
-        assert not fast.applies(flow.blocks, x, context)
+        assert not is_fast(flow, x, context)
     with torch.autocast("cpu"):
-        assert not fast.applies(flow.blocks, x, context)
+        assert not is_fast(flow, x, context)
     spline, x, context, _ = case({"kind": "spline"})
-    assert not fast.applies(spline.blocks, x, context)
-    assert not fast.applies(flow.eval().blocks, x, context)
+    assert not is_fast(spline, x, context)
+    assert not is_fast(flow.eval(), x, context)
 
 
 def test_function_transforms_run_the_plain_flow():
@@ -253,9 +262,9 @@ def test_function_transforms_run_the_plain_flow():
 
 def test_a_flow_gives_its_memory_back(flow):
     step(flow)
-    assert flow.blocks in _WORKSPACES
+    assert flow.blocks[0] in _WORKSPACES
     flow.eval()
-    assert flow.blocks not in _WORKSPACES
+    assert flow.blocks[0] not in _WORKSPACES
     flow.train()
     step(flow)
     count = len(_WORKSPACES)
@@ -353,3 +362,32 @@ def test_parametrized_weights_are_trained_through_their_parametrization(flow, no
     no_fast_path(step, flow)
     expected = layer.parametrizations.weight.original.grad
     assert (got - expected).norm() < 0.05 * expected.norm()
+
+
+def test_without_word_of_function_transforms_the_plain_flow_runs(monkeypatch):
+    flow, x, context, _ = case({})
+    monkeypatch.delattr(torch._C._functorch, "peek_interpreter_stack")
+    assert not is_fast(flow, x, context)
+    flow(x, context)[0].sum().backward()
+    assert all(p.grad is not None for p in flow.parameters())
+
+
+def test_without_a_count_of_references_gradients_get_fresh_memory(flow, monkeypatch):
+    step(flow, seed=1)
+    expected = gradients(flow)
+    flow.zero_grad()
+    monkeypatch.delattr(torch._C, "_storage_Use_Count")
+    step(flow, seed=1)
+    held = [p.grad for p in flow.parameters()]
+    flow.zero_grad()
+    step(flow, seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(held, expected, strict=True))
+
+
+def test_weights_are_copied_one_by_one_where_torch_cannot_copy_them_together(flow, monkeypatch):
+    step(flow, seed=1)
+    expected = gradients(flow)
+    flow.zero_grad()
+    monkeypatch.delattr(torch, "_foreach_copy_")
+    step(flow, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(flow), expected, strict=True))

@@ -7,7 +7,8 @@ import copy
 import pytest
 import safetensors.torch
 import torch
-from flow_helpers import build, context_for, randomize, rows
+from flow_helpers import build, context_for, rows
+from random_subnets import randomize
 
 from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import ConfigError, DataError, NotFittedError, ShapeError, UnknownNameError

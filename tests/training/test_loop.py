@@ -94,6 +94,24 @@ def test_training_stops_early_when_held_out_loss_no_longer_falls():
     assert history.rows[-1]["step"] == 30
 
 
+def test_what_is_kept_is_the_moving_average_of_weights_and_buffers():
+    task = LineTask(held_out=[4.0, 3.0, 2.0, 1.0])
+    with torch.random.fork_rng():
+        task.module.line.insert(1, nn.BatchNorm1d(8))
+    expected = {k: v.double() for k, v in weights(task).items()}
+
+    def follow(step, total, figures):
+        share = min(CONFIG.ema, step / (step + 9))
+        for key, value in task.module.state_dict().items():
+            expected[key] = share * expected[key] + (1 - share) * value.double()
+
+    train(task, CONFIG, progress=follow)
+    for key, value in weights(task).items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), expected[key], rtol=1e-5, atol=1e-6)
+    assert int(task.module.line[1].num_batches_tracked) == CONFIG.steps
+
+
 def test_the_global_generator_is_left_alone():
     state = torch.get_rng_state()
     train(LineTask(), CONFIG)

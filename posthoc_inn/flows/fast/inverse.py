@@ -6,6 +6,7 @@ computed once per image; weights are brought into the compute precision once per
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from posthoc_inn.config import FlowConfig
+from posthoc_inn.flows.block import Block
 from posthoc_inn.flows.fast.workspace import Net, Workspace
 
 CHUNK = 512
@@ -20,12 +22,12 @@ CHUNK = 512
 
 
 @torch.no_grad()
-def inverse(config: FlowConfig, blocks: nn.ModuleList, v: Tensor, context: Tensor) -> Tensor:
+def inverse(config: FlowConfig, blocks: Sequence[Block], v: Tensor, context: Tensor) -> Tensor:
     """Return t⁻¹(v given the context), shape (B, N, D), without gradients.
 
     Args:
         config: Shape of a conditional flow.
-        blocks: Its blocks, of built-in affine couplings alone, in eval mode.
+        blocks: Its blocks, with built-in affine couplings only (`are_affine`), in eval mode.
         v: (B, N, D); may live on another device, from where it is brought chunk by chunk.
         context: (B, C).
 

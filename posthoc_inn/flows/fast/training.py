@@ -12,14 +12,14 @@ parameters' precision.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from posthoc_inn.config import FlowConfig
-from posthoc_inn.flows.block import is_affine
+from posthoc_inn.flows.block import Block, are_affine
 from posthoc_inn.flows.fast.workspace import Net, Workspace
 from posthoc_inn.flows.subnet import draw_keep
 
@@ -36,27 +36,25 @@ _BACKWARD: dict[type[nn.Module], Callable[[Tensor, Tensor, Any, Tensor], Tensor]
 """Writes the gradient at the input of an activation, from the gradient at its output and the input, to `out`."""
 
 
-def applies(blocks: nn.ModuleList, x: Tensor, context: Any) -> bool:
-    """Whether `forward` may stand in for these blocks: in training, on affine couplings as built in."""
-    if not (blocks.training and torch.is_grad_enabled() and is_affine(blocks)):
+def applies(blocks: Sequence[Block], x: Tensor, context: Any) -> bool:
+    """Whether `forward` may stand in for `blocks` in training: with gradients, on affine couplings as built in."""
+    if not (torch.is_grad_enabled() and are_affine(blocks)):
         return False
     if not (context is None or isinstance(context, Tensor)) or torch.is_autocast_enabled(x.device.type):
         return False
-    # torch.func cannot see into a function like this one.
-    return not _is_transformed()
-
-
-def _is_transformed() -> bool:
-    """Whether torch.func (vmap, grad, jvp, ...) is at work; the readable path is safe where torch does not tell."""
+    # torch.func cannot see into a function like this one. Where torch does not tell whether it is at work, it may be.
     functorch = getattr(torch._C, "_functorch", None)
     peek = getattr(functorch, "peek_interpreter_stack", None)
-    return peek is None or peek() is not None
+    return peek is not None and peek() is None
 
 
-def forward(config: FlowConfig, blocks: nn.ModuleList, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return what the blocks make of `x` (..., D), expanded to the context's rows: y and log_det (...).
+def forward(config: FlowConfig, blocks: Sequence[Block], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return what `blocks` make of `x` (..., D), expanded to the context's rows: y (..., D) and log_det (...) in nats.
 
     Shapes were checked before. The result can be differentiated once.
+
+    Raises:
+        NotFittedError: The flow was not initialised.
     """
     lead = x.shape[:-1]
     rows = x.reshape(-1, x.shape[-1])
@@ -111,7 +109,9 @@ class _Pass:
     def lists(self) -> list[list[Tensor]]:
         """Return everything that the backward pass needs."""
         single = [self.tanhs, self.exps] + ([] if self.context is None else [self.context])
-        return [list(self.parameters), single, self.masks, self.before, self.after, self.scales, self.kept, self.inputs]
+        return [
+            list(self.parameters), single, self.masks, self.before, self.after, self.scales, self.kept, self.inputs
+        ]  # fmt: skip
 
     @classmethod
     def from_lists(cls, workspace: Workspace, lists: list[list[Tensor]]) -> _Pass:

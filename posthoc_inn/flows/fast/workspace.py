@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_inn.config import FlowConfig
-from posthoc_inn.flows.block import couplings_of, listed
+from posthoc_inn.flows.block import Block
 from posthoc_inn.flows.subnet import Subnet
 
 LARGE = 2**18
 """Elements from which on a hidden layer's gradient is worth an operation of its own."""
 
-_WORKSPACES: weakref.WeakKeyDictionary[Any, Workspace] = weakref.WeakKeyDictionary()
+_WORKSPACES: weakref.WeakKeyDictionary[Block, Workspace] = weakref.WeakKeyDictionary()
+"""First block of a flow -> workspace. A workspace holds parts of blocks, no block: both go when the flow goes."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +42,21 @@ class Net:
 
 
 class Workspace:
-    """What the fast path keeps of one stack of blocks between steps; see `posthoc_inn.flows.fast.training`.
+    """What the fast path keeps of one flow between steps; see `posthoc_inn.flows.fast.training`.
 
     Parameters are taken in one order: weights of the first, hidden, last and context layers, then all that is no
     matrix: biases in the same order, shifts and log-scales of actnorm. Gradients lie side by side in that order.
     """
 
-    def __init__(self, config: FlowConfig, blocks: nn.ModuleList) -> None:
+    def __init__(self, config: FlowConfig, blocks: Sequence[Block]) -> None:
         self.config = config
-        nets = [cast(Subnet, net) for c in couplings_of(blocks) for net in c.nets]
+        nets = [cast(Subnet, net) for c in _couplings(blocks) for net in c.nets]
         self.activation: nn.Module = nets[0].activation
         self.subnets = len(nets)
         first, second = config.dim // 2, config.dim - config.dim // 2
         self.halves = [first, second] * config.blocks
         between = config.depth - 1
-        norms = [block.actnorm for block in listed(blocks)]
+        norms = [block.actnorm for block in blocks]
         layers = [net.hidden_layers() for net in nets]
         groups: dict[str, list[tuple[nn.Module, str]]] = {
             "input": [(net.input, "weight") for net in nets],
@@ -123,26 +125,25 @@ class Workspace:
         self._free: dict[tuple[str, tuple[int, ...]], list[Tensor]] = {}
 
     @classmethod
-    def of(cls, config: FlowConfig, blocks: nn.ModuleList) -> Workspace:
-        """Return the workspace of these blocks, made anew when their precision or device changed.
+    def of(cls, config: FlowConfig, blocks: Sequence[Block]) -> Workspace:
+        """Return the workspace of a flow's blocks, made anew when their precision or device changed.
 
         Raises:
-            NotFittedError: They were not initialised.
+            NotFittedError: The flow was not initialised.
         """
-        parts = listed(blocks)
-        for block in parts:
+        for block in blocks:
             block.actnorm.check_initialized()
-        found = _WORKSPACES.get(blocks)
+        found = _WORKSPACES.get(blocks[0])
         if found is None or found.key != _key(blocks):
-            found = _WORKSPACES[blocks] = cls(config, blocks)
-        found.permutations = [block.permutation.permutation for block in parts]
-        found.inverse_permutations = [block.permutation.inverse_permutation for block in parts]
+            found = _WORKSPACES[blocks[0]] = cls(config, blocks)
+        found.permutations = [block.permutation.permutation for block in blocks]
+        found.inverse_permutations = [block.permutation.inverse_permutation for block in blocks]
         return found
 
     @staticmethod
-    def release(blocks: nn.ModuleList) -> None:
-        """Give back the memory kept for these blocks."""
-        _WORKSPACES.pop(blocks, None)
+    def release(blocks: Sequence[Block]) -> None:
+        """Give back the memory kept for a flow's blocks."""
+        _WORKSPACES.pop(blocks[0], None)
 
     def parameters(self) -> list[Tensor]:
         """Return the flow's parameters in the workspace's order."""
@@ -156,7 +157,7 @@ class Workspace:
         """Bring the copies in the compute precision, and the joined weight of the context, up to date."""
         needed = [parameters[i] for i in self._copied()]
         if self.is_mixed:
-            torch._foreach_copy_(self._written, needed)
+            _copy_all(self._written, needed)
         else:
             self.copies = dict(zip(self._copied(), needed, strict=True))
             if self.config.context_dim:
@@ -231,26 +232,41 @@ class Workspace:
         self._free.setdefault(key, []).append(buffer)
 
 
+def _couplings(blocks: Sequence[Block]) -> list[Any]:
+    return [coupling for block in blocks for coupling in block.couplings]
+
+
 def _cut(flat: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
     """Return the beginning of `flat` as tensors of the given shapes, one after the other."""
     sizes = [shape.numel() for shape in shapes]
     return [piece.view(s) for piece, s in zip(flat[: sum(sizes)].split(sizes), shapes, strict=True)]
 
 
-def _key(blocks: nn.ModuleList) -> tuple[Any, ...]:
-    """Return what a workspace of these blocks depends on."""
-    example = listed(blocks)[0].actnorm.shift
+def _key(blocks: Sequence[Block]) -> tuple[Any, ...]:
+    """Return what a workspace of `blocks` depends on."""
+    example = blocks[0].actnorm.shift
     return example.device, example.dtype, compute_dtype(blocks)
+
+
+def _copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Write each source to its target, in one go where torch can."""
+    together = getattr(torch, "_foreach_copy_", None)
+    if together is not None:
+        together(targets, sources)
+        return
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
 
 
 def _references(tensor: Tensor) -> int:
     """Return how many tensors use the memory of `tensor`; -1 where torch does not tell."""
     count = getattr(torch._C, "_storage_Use_Count", None)
-    return -1 if count is None else int(count(tensor.untyped_storage()._cdata))
+    place = getattr(tensor.untyped_storage(), "_cdata", None)
+    return -1 if count is None or place is None else int(count(place))
 
 
-def compute_dtype(blocks: nn.ModuleList) -> torch.dtype | None:
-    """Return the precision set for the hidden layers of these blocks, None for that of their parameters."""
-    net = cast(Subnet, couplings_of(blocks)[0].nets[0])
+def compute_dtype(blocks: Sequence[Block]) -> torch.dtype | None:
+    """Return the precision set for the hidden layers of `blocks`, None for that of its parameters."""
+    net = cast(Subnet, _couplings(blocks)[0].nets[0])
     layers = net.hidden_layers()
     return layers[0].compute_dtype if layers else None
