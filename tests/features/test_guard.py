@@ -77,7 +77,7 @@ TOUCHES = {
     "precision": (lambda m: torch.set_float32_matmul_precision("medium"), "matmul precision changed"),
     "deterministic": (lambda m: torch.use_deterministic_algorithms(True), "deterministic algorithms changed"),
     "global hook": (lambda m: nn.modules.module.register_module_forward_hook(print), "global module hooks changed"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

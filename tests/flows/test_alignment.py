@@ -103,9 +103,8 @@ def test_the_fast_training_pass_agrees_with_the_plain_one():
 
 
 def test_it_is_saved_with_the_flow():
-    flow, other = randomize(aligned_flow()), FactorFlow(
-        FlowConfig(dim=6, blocks=3, width=16, seed=9), (3, 2, 1), aligned=True
-    ).double()  # fmt: skip
+    flow, config = randomize(aligned_flow()), FlowConfig(dim=6, blocks=3, width=16, seed=9)
+    other = FactorFlow(config, (3, 2, 1), aligned=True).double()
     assert not other.is_initialized
     other.load_state_dict(flow.state_dict())
     x = rows(5, 6)

@@ -109,9 +109,7 @@ class _Pass:
     def lists(self) -> list[list[Tensor]]:
         """Return everything that the backward pass needs."""
         single = [self.tanhs, self.exps] + ([] if self.context is None else [self.context])
-        return [
-            list(self.parameters), single, self.masks, self.before, self.after, self.scales, self.kept, self.inputs
-        ]  # fmt: skip
+        return [list(self.parameters), single, self.masks, self.before, self.after, self.scales, self.kept, self.inputs]
 
     @classmethod
     def from_lists(cls, workspace: Workspace, lists: list[list[Tensor]]) -> _Pass:

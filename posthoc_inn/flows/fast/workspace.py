@@ -56,19 +56,7 @@ class Workspace:
         first, second = config.dim // 2, config.dim - config.dim // 2
         self.halves = [first, second] * config.blocks
         between = config.depth - 1
-        norms = [block.actnorm for block in blocks]
-        layers = [net.hidden_layers() for net in nets]
-        groups: dict[str, list[tuple[nn.Module, str]]] = {
-            "input": [(net.input, "weight") for net in nets],
-            "hidden": [(layer, "weight") for net in layers for layer in net],
-            "output": [(net.output, "weight") for net in nets],
-            "context": [(cast(nn.Module, net.context), "weight") for net in nets if net.context is not None],
-            "input_bias": [(net.input, "bias") for net in nets],
-            "hidden_bias": [(layer, "bias") for net in layers for layer in net],
-            "output_bias": [(net.output, "bias") for net in nets],
-            "shift": [(norm, "shift") for norm in norms],
-            "log_scale": [(norm, "log_scale") for norm in norms],
-        }
+        groups = _groups(nets, [block.actnorm for block in blocks])
         ends = list(itertools.accumulate(len(group) for group in groups.values()))
         places = {name: slice(end - len(groups[name]), end) for name, end in zip(groups, ends, strict=True)}
         self.input_biases, self.shifts, self.log_scales = places["input_bias"], places["shift"], places["log_scale"]
@@ -234,6 +222,22 @@ class Workspace:
 
 def _couplings(blocks: Sequence[Block]) -> list[Any]:
     return [coupling for block in blocks for coupling in block.couplings]
+
+
+def _groups(nets: Sequence[Subnet], norms: Sequence[nn.Module]) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Return where the parameters are found, module and name, in the workspace's order."""
+    hidden = [layer for net in nets for layer in net.hidden_layers()]
+    return {
+        "input": [(net.input, "weight") for net in nets],
+        "hidden": [(layer, "weight") for layer in hidden],
+        "output": [(net.output, "weight") for net in nets],
+        "context": [(net.context, "weight") for net in nets if net.context is not None],
+        "input_bias": [(net.input, "bias") for net in nets],
+        "hidden_bias": [(layer, "bias") for layer in hidden],
+        "output_bias": [(net.output, "bias") for net in nets],
+        "shift": [(norm, "shift") for norm in norms],
+        "log_scale": [(norm, "log_scale") for norm in norms],
+    }
 
 
 def _cut(flat: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
