@@ -120,12 +120,12 @@ class GenerativeQuality(Result):
     @property
     def caption(self) -> str:
         """What to conclude, and what not."""
-        said = "; ".join(f"{c.name} {_text(c)}" for c in self.comparisons)
+        distances = "; ".join(f"{c.name} {_text(c)}" for c in self.comparisons)
         return (
             f"Fréchet distance to {self.images} real images over the {self.width} features of {self.network}, each for "
-            f"as many images: {said}. Other real images are the floor that nothing can beat, and reconstructions what "
-            "the decoder can do at best; what samples of e lose beyond them, e loses, and what they gain on samples of "
-            "N(0, 1), decoded as they are, is e's merit. " + comparability(self.network, self.width, self.images)
+            f"as many images: {distances}. Other real images are the floor that nothing can beat. Reconstructions are "
+            "the best that the decoder can do. What samples of e lose beyond reconstructions, e loses; what they gain "
+            "over decoded samples of N(0, 1), e has learned. " + comparability(self.network, self.width, self.images)
         )
 
     def figure(self) -> Figure:

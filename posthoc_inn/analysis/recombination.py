@@ -75,7 +75,7 @@ class Recombination(Result):
     def caption(self) -> str:
         """What to conclude, and what not."""
         parts = [
-            "Each picture joins what the layer sees of the image on the left (z) with what it ignores of the image "
+            "Each picture combines what the layer sees of the image on the left (z) with what it ignores of the image "
             "above (v). What stays the same along a row is what the layer keeps; what stays the same down a column is "
             "what it throws away."
         ]
@@ -90,8 +90,8 @@ class Recombination(Result):
                 f"{100 * self.follows_z:.0f} % and v in {100 * self.follows_v:.0f} %."
             )
         parts.append(
-            "Do not conclude that the same v means the same content at every z: which v stands for which content may "
-            "differ from z to z without t being any worse."
+            "What not to conclude: that the same v means the same content at every z. A t as good as this one may use "
+            "another v for that content at another z."
         )
         return " ".join(parts)
 
@@ -118,8 +118,8 @@ class Recombination(Result):
         note = ["What the layer sees (z) of the image on the left,", "with what it ignores (v) of the image above."]
         if self.z_predictions:
             note += [
-                "Below: what the model predicts, in red where it is",
-                "not what it predicts for the image on the left.",
+                "Below: the model's prediction, in red where it is",
+                "not that for the image on the left.",
             ]
         return grid(drawn, row_labels=["v of", *(["z of"] * n)], note="\n".join(note), inch=0.86)
 

@@ -135,19 +135,18 @@ class Response(Result):
     def caption(self) -> str:
         """What to conclude, and what not."""
         order = sorted(self.factors, key=lambda f: -f.spread)
-        said = "; ".join(
+        spreads = "; ".join(
             f"{f.name} {f.spread:.2f} ± {f.spread_error:.2f} nats, class changed at {100 * f.changed:.0f} % of steps"
             for f in order
         )
         note = ""
         if self.is_cut is False:
-            note = " The image also reaches the output around this layer, so that true responses are larger."
+            note = " The image also reaches the output around this layer, so true responses are larger."
         return (
             f"A random walk of {self.steps} steps in one factor, the others fixed, from each of {self.images} images, "
-            f"through {self.via}. Spread of log-softmax: {said}. A factor with a small spread is one the classifier "
-            "ignores, provided that e isolates the concept and that walking in it moves the representation (see "
-            "`moved`): what e put elsewhere does not show here. Wide factors carry more, and so move more, than narrow "
-            "ones." + note
+            f"through {self.via}. Spread of log-softmax: {spreads}. The classifier ignores a factor with a small "
+            "spread, if e isolates the concept and if the walk moves the representation (see `moved`); what e holds in "
+            "other factors does not show here. Wide factors carry more than narrow ones, and so move more." + note
         )
 
     def figure(self) -> Figure:

@@ -70,16 +70,16 @@ class ResponseEmbedding(Result):
     @property
     def caption(self) -> str:
         """What to conclude, and what not."""
-        said = "; ".join(
+        walks = "; ".join(
             f"the walk in {w.name} stays among images of its own label at {100 * w.stays:.0f} % of steps and meets "
             f"{w.labels} label{'s' * (w.labels > 1)}"
             for w in self.walks
         )
         return (
             f"UMAP of the {self.space} of {self.images} images, coloured by label, with random walks of {self.steps} "
-            f"steps in one factor from one image: {said}. The shares are counted among the {self.neighbors} nearest "
+            f"steps in one factor from one image: {walks}. The shares are counted among the {self.neighbors} nearest "
             f"images in {self.space} itself. Distances and densities in such a picture mean little, and it shows one "
-            "start only: conclude from the response analysis, and use this as its illustration."
+            "start only. Conclude from the response analysis; this picture illustrates it."
         )
 
     def figure(self) -> Figure:

@@ -95,17 +95,17 @@ class ConceptSensitivity(Result):
     def caption(self) -> str:
         """What to conclude, and what not."""
         order = sorted(self.concepts, key=lambda c: -c.edit.euclidean)
-        said = "; ".join(
+        distances = "; ".join(
             f"{c.name} {c.edit.euclidean:.3g} ± {c.edit.euclidean_error:.2g} ({c.ratio:.2f} of a random edit)"
             for c in order
         )
-        how = "swapped for another image's" if self.edit == "swap" else "drawn anew"
+        how = "swapped for another image's" if self.edit == "swap" else "drawn again"
         return (
             f"Mean distance between the {self.embedding} of {self.images} decoded images before and after one factor "
-            f"is {how}: {said}. Different images are {self.between.euclidean:.3g} apart. A factor that moves the "
-            "embedding more than random edits of its width is one the model attends to; one that moves it less, one it "
-            "ignores. Edits are only as clean as e: what leaks from one factor to another counts too, and so does what "
-            "the decoder makes of unusual latents, which the baseline of equal change in z_bar shows."
+            f"is {how}: {distances}. Different images are {self.between.euclidean:.3g} apart. The model attends to a "
+            "factor that moves the embedding more than random edits of its width, and ignores one that moves it less. "
+            "Edits are only as clean as e: what leaks from one factor to another counts too. So do artefacts of the "
+            "decoder for unusual latents, which the baseline of equal change in z_bar shows."
         )
 
     def figure(self) -> Figure:

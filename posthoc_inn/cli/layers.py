@@ -92,10 +92,10 @@ def _list(module: Any, shape: tuple[int, int, int], check_cuts: bool) -> list[La
         raise
     except Exception as error:
         # A stranger's model may raise anything over images it was not made for.
-        told = (str(error).splitlines() or [""])[0]
+        problem = (str(error).splitlines() or [""])[0]
         raise ShapeError(
-            f"The model cannot take images of shape {'x'.join(map(str, shape))} ({type(error).__name__}: {told}). Pass "
-            "--input-shape CxHxW."
+            f"The model cannot take images of shape {'x'.join(map(str, shape))} ({type(error).__name__}: {problem}). "
+            "Pass --input-shape CxHxW."
         ) from error
 
 
