@@ -190,10 +190,13 @@ class AttackView(Result):
             column(self.attacked, "attacked", self.attacked_predictions, self.attacked_probabilities),
             Column((0.5 + gain * (self.attacked - self.clean))[:n], f"attack x {gain:.3g},\non grey"),
             column(
-                self.reconstruction, "recon-\nstructed", self.reconstructed_predictions,
-                self.reconstructed_probabilities, "explained by v:",
+                self.reconstruction,
+                "recon-\nstructed",
+                self.reconstructed_predictions,
+                self.reconstructed_probabilities,
+                "explained by v:",
             ),
-        ]  # fmt: skip
+        ]
         for number, layer in enumerate(self.layers):
             share = "-" if layer.explained is None else f"{100 * layer.explained.value:.0f} %"
             columns.append(
@@ -263,6 +266,35 @@ def attack_view(
         if wanted is None
         else check_labels(wanted, len(clean), output.shape[1], "labels" if target is None else "target")
     )
+    return _view(
+        pipelines,
+        clean,
+        attack,
+        own=own,
+        chance=chance,
+        aim=aim,
+        z=z,
+        samples=samples,
+        seed=seed,
+        class_names=class_names,
+    )
+
+
+def _view(
+    pipelines: Mapping[str, Pipeline],
+    clean: Tensor,
+    attack: Attack,
+    *,
+    own: Tensor,
+    chance: Tensor,
+    aim: Tensor,
+    z: Mapping[str, Tensor] | None,
+    samples: int,
+    seed: int,
+    class_names: Sequence[str],
+) -> AttackView:
+    """Attack canonical images (B, C, H, W), of which the model predicts `own` (B,) with `chance` (B,)."""
+    first = next(iter(pipelines.values()))
     attacked = attack_images(first, clean, aim, attack)
     noisy = (clean + attack.epsilon * random_signs(clean, seed)).clamp(0, 1)
 
@@ -278,11 +310,18 @@ def attack_view(
     success, success_error = _share(reached[at_risk])
     layers = tuple(
         _attacked_layer(
-            name, pipeline, z_bar, (given, given_attacked, given_noisy), own, found,
-            None if z is None else z[name], samples, seed,
+            name,
+            pipeline,
+            z_bar,
+            (given, given_attacked, given_noisy),
+            own=own,
+            found=found,
+            z=None if z is None else z[name],
+            samples=samples,
+            seed=seed,
         )
         for name, pipeline in pipelines.items()
-    )  # fmt: skip
+    )
     return AttackView(
         attack=attack,
         images=len(clean),
@@ -314,6 +353,7 @@ def _attacked_layer(
     pipeline: Pipeline,
     z_bar: Tensor,
     given: tuple[Tensor, Tensor, Tensor],
+    *,
     own: Tensor,
     found: Tensor,
     z: Tensor | None,

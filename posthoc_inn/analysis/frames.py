@@ -129,9 +129,7 @@ def save_animation(pictures: Iterable[Tensor], path: PathLike, fps: float = 12.0
     options = {"lossless": True} if kind == "WEBP" else {}
     try:
         with partial.open("wb") as stream:
-            first.save(
-                stream, format=kind, save_all=True, append_images=frames, duration=duration, loop=0, **options
-            )  # fmt: skip
+            first.save(stream, format=kind, save_all=True, append_images=frames, duration=duration, loop=0, **options)
         os.replace(partial, file)
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error.strerror or error}.") from error

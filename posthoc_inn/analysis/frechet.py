@@ -239,8 +239,9 @@ def _described(extractor: LayerExtractor) -> str:
 
 def _pooled(features: Tensor, rows: int) -> Tensor:
     if features.ndim < 2 or len(features) != rows:
-        raise ShapeError(f"Features must be (B, N), (B, C, H, W) or (B, T, N) with B = {rows}, got "
-                         f"{tuple(features.shape)}.")  # fmt: skip
+        raise ShapeError(
+            f"Features must be (B, N), (B, C, H, W) or (B, T, N) with B = {rows}, got {tuple(features.shape)}."
+        )
     features = features.double().cpu()
     if features.ndim == 3:
         return features.mean(1)

@@ -127,9 +127,17 @@ class InvarianceMaps(Result):
         right.errorbar(depth, values, yerr=errors, color=BLUE, marker="o", markersize=4, linewidth=1.4, capsize=3)
         if not math.isnan(self.between_images):
             right.axhline(self.between_images, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
-            right.annotate("between images", (1, self.between_images), xycoords=("axes fraction", "data"),
-                           xytext=(-2, 2), textcoords="offset points", ha="right", va="bottom", size=7.5,
-                           color=SOFT)  # fmt: skip
+            right.annotate(
+                "between images",
+                (1, self.between_images),
+                xycoords=("axes fraction", "data"),
+                xytext=(-2, 2),
+                textcoords="offset points",
+                ha="right",
+                va="bottom",
+                size=7.5,
+                color=SOFT,
+            )
         if len(values) > 1 and all(value > 0 for value in values):
             right.set_yscale("log")
             heights = [*values, *([self.between_images] if self.between_images > 0 else [])]

@@ -100,8 +100,15 @@ class ConceptRelevance(Result):
         null = next((c for c in self.concepts if c.name == RANDOM), None)
         if null is not None:
             ax.axvline(null.total_effect.value, color=drawing.SOFT, linewidth=1, linestyle=(0, (4, 3)))
-            ax.text(null.total_effect.value, len(shown) - 0.42, "random concept, total", size=7.5, color=drawing.SOFT,
-                    ha="left", va="bottom")  # fmt: skip
+            ax.text(
+                null.total_effect.value,
+                len(shown) - 0.42,
+                "random concept, total",
+                size=7.5,
+                color=drawing.SOFT,
+                ha="left",
+                va="bottom",
+            )
         ax.set_yticks(range(len(shown)), [c.name for c in reversed(shown)])
         drawing.plain(ax)
         ax.tick_params(axis="y", labelsize=9, labelcolor=drawing.INK)

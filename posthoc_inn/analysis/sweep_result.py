@@ -143,8 +143,9 @@ class SweepResult(Result):
         handles, labels = ax.get_legend_handles_labels()
         if all(a is not None for a in accuracies) and len(set(accuracies)) > 1:
             twin = ax.twinx()
-            (line,) = twin.plot(x, [100 * (a or 0) for a in accuracies], color=drawing.SOFT, linewidth=1.2,
-                                linestyle=(0, (5, 3)))  # fmt: skip
+            (line,) = twin.plot(
+                x, [100 * (a or 0) for a in accuracies], color=drawing.SOFT, linewidth=1.2, linestyle=(0, (5, 3))
+            )
             twin.set(ylim=(0, 102))
             twin.set_ylabel("model's accuracy, %", color=drawing.SOFT, size=9)
             twin.tick_params(colors=drawing.SOFT, labelsize=8)
@@ -153,9 +154,16 @@ class SweepResult(Result):
         if handles:
             # Above the axes: accuracy climbs through any corner.
             ax.legend(
-                handles, labels, frameon=False, fontsize=8, labelcolor=drawing.INK, loc="lower left",
-                bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=4,
-            )  # fmt: skip
+                handles,
+                labels,
+                frameon=False,
+                fontsize=8,
+                labelcolor=drawing.INK,
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                borderaxespad=0.2,
+                ncols=4,
+            )
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         ax.set_yticks([tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick <= min(100, ax.get_ylim()[1])])
         return figure

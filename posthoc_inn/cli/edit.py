@@ -70,7 +70,19 @@ def command(
 
     interpreter, stored = load(bundle, model, weights, device)
     names = list(interpreter.concept_model.factor_names)
-    result = draw(interpreter, stored, list(files), concept, source, count, target, steps, kind, out, seed)
+    result = draw(
+        interpreter,
+        stored,
+        list(files),
+        concept=concept,
+        source=source,
+        count=count,
+        target=target,
+        steps=steps,
+        kind=kind,
+        out=out,
+        seed=seed,
+    )
     if as_json:
         click.echo(json.dumps({**result, "concepts": names}, indent=2))
     else:
@@ -81,6 +93,7 @@ def draw(
     interpreter: Interpreter,
     stored: Any,
     files: list[Path],
+    *,
     concept: str | None,
     source: Path | None,
     count: int | None,
