@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from posthoc_inn import hookimpl
 from posthoc_inn.config import ConceptConfig, FitConfig, FlowConfig, ImageSpec, TrainConfig, preset
 
 STEPS = TrainConfig(steps=8, batch_size=32, eval_every=4, checkpoint_every=4, patience=0)
@@ -54,3 +55,14 @@ def network_with_state(channels=3, seed=0):
         return nn.Sequential(
             *first, nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(8 * 49, 10)
         )
+
+
+class CouplingPlugin:
+    """A plugin that registers one coupling."""
+
+    def __init__(self, name, factory):
+        self.name, self.factory = name, factory
+
+    @hookimpl
+    def register_flows(self, register):
+        register(self.name, self.factory)

@@ -149,9 +149,14 @@ def attack_images(pipeline: Pipeline, canonical: Tensor, labels: Tensor, attack:
                 pgd = robust.PGD(forward, log_odds_against, lower_bound=0.0, upper_bound=1.0)
                 pgd.fgsm.zero_thresh = 0.0
                 found = pgd.perturb(
-                    start, attack.epsilon, attack.step_size, attack.steps, target=aim.clone(), targeted=attack.targeted,
+                    start,
+                    attack.epsilon,
+                    attack.step_size,
+                    attack.steps,
+                    target=aim.clone(),
+                    targeted=attack.targeted,
                     random_start=True,
-                )  # fmt: skip
+                )
             parts.append(found.detach())
     return torch.cat(parts)
 

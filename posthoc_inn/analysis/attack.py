@@ -130,33 +130,33 @@ class AttackView(Result):
         """What to conclude, and what not."""
         parts = [
             f"{self.attack.description} changed the model's prediction for {100 * self.changed:.0f} % of {self.images} "
-            f"images; random signs of the same size, for {100 * self.changed_by_noise:.0f} %."
+            f"images. Random signs of the same size changed it for {100 * self.changed_by_noise:.0f} %."
         ]
         if self.unmoved:
             parts.append(f"{self.unmoved} could not be attacked: the model's gradient there is zero.")
         parts.append(
-            "Each picture on the right joins what the layer sees of the attacked image with what it ignores of the "
-            "clean one. Where it still looks like the reconstruction, the attack has not reached that layer's content; "
-            "where it shows another class, it has."
+            "Each picture on the right combines what the layer sees of the attacked image with what it ignores of the "
+            "clean one. If it still looks like the reconstruction, the attack has not reached what that layer holds; "
+            "if it shows another class, it has."
         )
         for layer in self.layers:
-            told = f"{layer.layer}:"
+            text = f"{layer.layer}:"
             if not math.isnan(layer.as_attacked):
-                told += (
+                text += (
                     f" of the images whose prediction changed, the model calls {100 * layer.as_attacked:.0f} % of the "
                     f"decodings what it calls the attacked image, {100 * layer.as_clean:.0f} % what it calls the clean "
                     "one;"
                 )
             parts.append(
-                f"{told} the attack moves the latent by {math.sqrt(layer.moved_latent):.2g} (root mean square), random "
+                f"{text} the attack moves the latent by {math.sqrt(layer.moved_latent):.2g} (root mean square), random "
                 f"signs by {math.sqrt(layer.moved_latent_by_noise):.2g}."
             )
         if not math.isnan(self.between_latents):
             parts.append(f"Different images are {math.sqrt(self.between_latents):.2g} apart.")
         parts.append(
-            "Do not conclude that a layer is robust from a decoding that did not change: the decoder draws pictures "
-            "like those it was trained on, t was never trained on attacked images, and the reconstruction alone "
-            f"changes the prediction for {100 * self._lost:.0f} % of the images."
+            "A picture that did not change does not show that the layer is robust. The decoder draws pictures like "
+            "those it was trained on, t was never trained on attacked images, and the reconstruction alone changes the "
+            f"prediction for {100 * self._lost:.0f} % of the images."
         )
         return " ".join(parts)
 
@@ -190,10 +190,13 @@ class AttackView(Result):
             column(self.attacked, "attacked", self.attacked_predictions, self.attacked_probabilities),
             Column((0.5 + gain * (self.attacked - self.clean))[:n], f"attack x {gain:.3g},\non grey"),
             column(
-                self.reconstruction, "recon-\nstructed", self.reconstructed_predictions,
-                self.reconstructed_probabilities, "explained by v:",
+                self.reconstruction,
+                "recon-\nstructed",
+                self.reconstructed_predictions,
+                self.reconstructed_probabilities,
+                "explained by v:",
             ),
-        ]  # fmt: skip
+        ]
         for number, layer in enumerate(self.layers):
             share = "-" if layer.explained is None else f"{100 * layer.explained.value:.0f} %"
             columns.append(
@@ -203,8 +206,8 @@ class AttackView(Result):
             columns,
             inch=0.86,
             heading_color=INK,
-            note="On the right, for each layer: the attacked z with\nthe clean v, decoded. Below pictures: what the\n"
-            "model predicts, in red where the clean image gets another.",
+            note="On the right, for each layer: the attacked z with\nthe clean v, decoded. Below pictures: the\n"
+            "model's prediction, in red if it is not that for the clean image.",
         )
 
 
@@ -263,6 +266,35 @@ def attack_view(
         if wanted is None
         else check_labels(wanted, len(clean), output.shape[1], "labels" if target is None else "target")
     )
+    return _view(
+        pipelines,
+        clean,
+        attack,
+        own=own,
+        chance=chance,
+        aim=aim,
+        z=z,
+        samples=samples,
+        seed=seed,
+        class_names=class_names,
+    )
+
+
+def _view(
+    pipelines: Mapping[str, Pipeline],
+    clean: Tensor,
+    attack: Attack,
+    *,
+    own: Tensor,
+    chance: Tensor,
+    aim: Tensor,
+    z: Mapping[str, Tensor] | None,
+    samples: int,
+    seed: int,
+    class_names: Sequence[str],
+) -> AttackView:
+    """Attack canonical images (B, C, H, W), of which the model predicts `own` (B,) with `chance` (B,)."""
+    first = next(iter(pipelines.values()))
     attacked = attack_images(first, clean, aim, attack)
     noisy = (clean + attack.epsilon * random_signs(clean, seed)).clamp(0, 1)
 
@@ -278,11 +310,18 @@ def attack_view(
     success, success_error = _share(reached[at_risk])
     layers = tuple(
         _attacked_layer(
-            name, pipeline, z_bar, (given, given_attacked, given_noisy), own, found,
-            None if z is None else z[name], samples, seed,
+            name,
+            pipeline,
+            z_bar,
+            (given, given_attacked, given_noisy),
+            own=own,
+            found=found,
+            z=None if z is None else z[name],
+            samples=samples,
+            seed=seed,
         )
         for name, pipeline in pipelines.items()
-    )  # fmt: skip
+    )
     return AttackView(
         attack=attack,
         images=len(clean),
@@ -314,6 +353,7 @@ def _attacked_layer(
     pipeline: Pipeline,
     z_bar: Tensor,
     given: tuple[Tensor, Tensor, Tensor],
+    *,
     own: Tensor,
     found: Tensor,
     z: Tensor | None,

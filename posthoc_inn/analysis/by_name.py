@@ -134,9 +134,7 @@ def samples(interpreter: Fitted, data: Any, *, seed: int, images: int = 10, samp
 
 def maps(interpreter: Fitted, data: Any, *, seed: int, images: int = 32, samples: int = 32) -> Any:
     """MSC fig. 3: where pictures vary."""
-    return analysis.invariance_maps(
-        _layer(interpreter), images_of(data, images, seed=seed), samples=samples, seed=seed
-    )  # fmt: skip
+    return analysis.invariance_maps(_layer(interpreter), images_of(data, images, seed=seed), samples=samples, seed=seed)
 
 
 def recombination(interpreter: Fitted, data: Any, *, seed: int, images: int = 6) -> Any:
@@ -157,7 +155,7 @@ def response(interpreter: Fitted, data: Any, *, seed: int, images: int = 60, ste
     given = images_of(data, images, seed=seed)
     return analysis.response(
         interpreter.pipeline, interpreter.concept_model, given, images=len(given), steps=steps, seed=seed
-    )  # fmt: skip
+    )
 
 
 def response_map(interpreter: Fitted, data: Any, *, seed: int, images: int = 500, steps: int = 50) -> Any:
@@ -171,9 +169,14 @@ def response_map(interpreter: Fitted, data: Any, *, seed: int, images: int = 500
         )
     names = [name for name in concepts.names if name != RANDOM][:WALKS]
     return analysis.response_embedding(
-        concepts, pipeline.encode(given)[0], output.argmax(1).cpu(), names, steps=steps,
-        neighbors=min(15, len(given) - 1), seed=seed,
-    )  # fmt: skip
+        concepts,
+        pipeline.encode(given)[0],
+        output.argmax(1).cpu(),
+        names,
+        steps=steps,
+        neighbors=min(15, len(given) - 1),
+        seed=seed,
+    )
 
 
 def sensitivity(interpreter: Fitted, data: Any, *, seed: int, images: int = 200) -> Any:
@@ -187,4 +190,4 @@ def generative(interpreter: Fitted, data: Any, *, seed: int, images: int = 1000)
     with torch.no_grad():
         return analysis.generative_quality(
             interpreter.pipeline, interpreter.concept_model, images_of(data, images, seed=seed), seed=seed
-        )  # fmt: skip
+        )

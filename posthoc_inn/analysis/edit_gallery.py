@@ -58,16 +58,16 @@ class EditGallery(Result):
     @property
     def caption(self) -> str:
         """What to conclude, and what not."""
-        told = "; ".join(
+        changes = "; ".join(
             f"{c.name}: the prediction becomes the source's in {100 * c.taken:.0f} %, and stays in {100 * c.kept:.0f} %"
             for c in self.concepts
             if c.kept is not None and c.taken is not None
         )
         return (
             "Each row: an image, its reconstruction, the source, and the image with one concept taken from the source, "
-            "all else kept. Conclude what a factor of e holds: what comes over with it, and what does not. Not to "
-            "conclude: that the edit is the only picture with that concept, or that the model's verdict on it is the "
-            "truth." + (f" The model's predictions after the edits: {told}." if told else "")
+            "all else kept. What to conclude: what comes over with a factor of e, it holds; what does not, it does "
+            "not. What not to conclude: that the edit is the only picture with that concept, or that the model's "
+            "prediction for it is right." + (f" The model's predictions after the edits: {changes}." if changes else "")
         )
 
     def figure(self) -> Figure:

@@ -162,8 +162,9 @@ def direction(concepts: ConceptModel, with_x: Tensor, without_x: Tensor, name: s
     """
     for given, text in ((with_x, "with_x"), (without_x, "without_x")):
         if given.ndim != 1 + len(concepts.shape) or not len(given):
-            raise ShapeError(f"{text} must be latents (B, *{concepts.shape}) of at least one image, got "
-                             f"{tuple(given.shape)}.")  # fmt: skip
+            raise ShapeError(
+                f"{text} must be latents (B, *{concepts.shape}) of at least one image, got {tuple(given.shape)}."
+            )
     found = concepts.joined(with_x).double().mean(0) - concepts.joined(without_x).double().mean(0)
     if name is not None:
         kept = torch.zeros_like(found)

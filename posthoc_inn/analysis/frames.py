@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ANIMATIONS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG", ".apng": "PNG"}
 """Suffixes of files that may hold several frames, and Pillow's names of their formats."""
 FASTEST = {"GIF": 50.0, "WEBP": 1000.0}
-"""Frames a second: a GIF tells hundredths of a second, and viewers take a single one for ten."""
+"""Frames a second: a GIF counts hundredths of a second, and viewers take a single one for ten."""
 SLOWEST = 0.01
 """Frames a second; a GIF's counter of 16 bits would overflow soon after."""
 
@@ -81,7 +81,7 @@ def _animation_frames(file: Path, channels: int, max_pixels: int) -> Iterator[Te
     except (DataError, GeneratorExit):
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ... on bad bytes
-        raise DataError(f"{file} is damaged or no image: {error}; save it anew.") from error
+        raise DataError(f"{file} is damaged or no image: {error}; save it again.") from error
 
 
 def save_animation(pictures: Iterable[Tensor], path: PathLike, fps: float = 12.0) -> int:
@@ -129,9 +129,7 @@ def save_animation(pictures: Iterable[Tensor], path: PathLike, fps: float = 12.0
     options = {"lossless": True} if kind == "WEBP" else {}
     try:
         with partial.open("wb") as stream:
-            first.save(
-                stream, format=kind, save_all=True, append_images=frames, duration=duration, loop=0, **options
-            )  # fmt: skip
+            first.save(stream, format=kind, save_all=True, append_images=frames, duration=duration, loop=0, **options)
         os.replace(partial, file)
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error.strerror or error}.") from error

@@ -60,12 +60,12 @@ class FrechetDistance(Result):
 
 def comparability(network: str, width: int, images: int) -> str:
     """Return, in words, what such a distance may be compared with."""
-    said = "Lower is better; compare only distances over the same network and number of images."
+    text = "Lower is better. Compare only distances over the same network and number of images."
     if network != INCEPTION:
-        said += " This is not the Inception distance (FID) that papers print."
+        text += " This is not the Inception distance (FID) that papers print."
     if images < 2 * width:
-        said += f" With {images} images for {width} features the estimate is biased upwards: use more."
-    return said
+        text += f" With {images} images for {width} features the estimate is biased upwards: use more."
+    return text
 
 
 def inception_weights() -> Path | None:
@@ -239,8 +239,9 @@ def _described(extractor: LayerExtractor) -> str:
 
 def _pooled(features: Tensor, rows: int) -> Tensor:
     if features.ndim < 2 or len(features) != rows:
-        raise ShapeError(f"Features must be (B, N), (B, C, H, W) or (B, T, N) with B = {rows}, got "
-                         f"{tuple(features.shape)}.")  # fmt: skip
+        raise ShapeError(
+            f"Features must be (B, N), (B, C, H, W) or (B, T, N) with B = {rows}, got {tuple(features.shape)}."
+        )
     features = features.double().cpu()
     if features.ndim == 3:
         return features.mean(1)
@@ -259,7 +260,7 @@ def _inception() -> Embedding:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(path.stem.rpartition("-")[2]):
         # torch-fidelity unpickles the file, so that a wrong one is not only useless but dangerous.
-        raise DataError(f"{path} is not the file its name says (SHA-256 {found[:16]}...): delete it and get it anew.")
+        raise DataError(f"{path} is not the file its name says (SHA-256 {found[:16]}...): delete it and get it again.")
     require("torch_fidelity", "metrics", "The Inception distance")
     fid = require("torchmetrics.image.fid", "metrics", "The Fréchet distance")
     network = fid.NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path))

@@ -121,12 +121,12 @@ class GenerativeQuality(Result):
     @property
     def caption(self) -> str:
         """What to conclude, and what not."""
-        said = "; ".join(f"{c.name} {_text(c)}" for c in self.comparisons)
+        distances = "; ".join(f"{c.name} {_text(c)}" for c in self.comparisons)
         return (
             f"Fréchet distance to {self.images} real images over the {self.width} features of {self.network}, each for "
-            f"as many images: {said}. Other real images are the floor that nothing can beat, and reconstructions what "
-            "the decoder can do at best; what samples of e lose beyond them, e loses, and what they gain on samples of "
-            "N(0, 1), decoded as they are, is e's merit. " + comparability(self.network, self.width, self.images)
+            f"as many images: {distances}. Other real images are the floor that nothing can beat. Reconstructions are "
+            "the best that the decoder can do. What samples of e lose beyond reconstructions, e loses; what they gain "
+            "over decoded samples of N(0, 1), e has learned. " + comparability(self.network, self.width, self.images)
         )
 
     def figure(self) -> Figure:
@@ -207,15 +207,30 @@ def generative_quality(
         Comparison(RECONSTRUCTED, rebuilt.compute(), math.nan, shown[RECONSTRUCTED][0]),
     ]
     for kind, model in ((OF_E, concepts), (OF_PRIOR, None)):
-        values, pictures = [], torch.empty(0)
-        for trial in range(trials):
-            sampled.forget_generated()
-            made = generate_batches(pipeline, model, count, seed * 1_000_003 + trial + 1, dim=pipeline.latent_dim)
-            for batch in made:
-                sampled.add(network(batch), real=False)
-                pictures = pictures if len(pictures) else batch[:SHOWN]
-            values.append(sampled.compute())
-        distance = torch.tensor(values, dtype=torch.float64)
-        deviation = float(distance.std()) if trials > 1 else math.nan
-        results.append(Comparison(kind, float(distance.mean()), deviation, pictures))
+        results.append(_of_samples(kind, pipeline, model, network, sampled, count=count, trials=trials, seed=seed))
     return GenerativeQuality(tuple(results), network.name, floor.width, count, trials)
+
+
+def _of_samples(
+    kind: str,
+    pipeline: Pipeline,
+    model: ConceptModel | None,
+    network: FeatureNetwork,
+    sampled: Frechet,
+    *,
+    count: int,
+    trials: int,
+    seed: int,
+) -> Comparison:
+    """Compare `trials` sets of `count` samples of e, or of N(0, 1) without one, with the real images in `sampled`."""
+    values, pictures = [], torch.empty(0)
+    for trial in range(trials):
+        sampled.forget_generated()
+        made = generate_batches(pipeline, model, count, seed * 1_000_003 + trial + 1, dim=pipeline.latent_dim)
+        for batch in made:
+            sampled.add(network(batch), real=False)
+            pictures = pictures if len(pictures) else batch[:SHOWN]
+        values.append(sampled.compute())
+    distance = torch.tensor(values, dtype=torch.float64)
+    deviation = float(distance.std()) if trials > 1 else math.nan
+    return Comparison(kind, float(distance.mean()), deviation, pictures)

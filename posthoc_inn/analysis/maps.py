@@ -82,19 +82,18 @@ class InvarianceMaps(Result):
         errors = ["" if self.images == 1 else f" ± {layer.standard_error:.1g}" for layer in self.layers]
         listed = ", ".join(f"{x.layer} {x.variance:.2g}{e}" for x, e in zip(self.layers, errors, strict=True))
         parts = [
-            f"Mean and variance of {self.samples} samples that the layer cannot tell from the image. Light places may "
-            "change without the layer noticing; dark ones it holds fixed, and what stays sharp in the mean is what it "
-            f"keeps. Averaged over pixels and {self.images} image{'s' * (self.images > 1)}: {listed}."
+            f"Mean and variance of {self.samples} samples that the layer cannot tell from the image. Light places can "
+            "change and the layer does not notice; dark places it holds fixed. What stays sharp in the mean, it keeps. "
+            f"Averaged over pixels and {self.images} image{'s' * (self.images > 1)}: {listed}."
         ]
         if not math.isnan(self.between_images):
-            parts.append(f"Different images differ by {self.between_images:.2g}, which a blind layer would reach.")
+            parts.append(f"Different images differ by {self.between_images:.2g}; a blind layer would reach this.")
         if not math.isnan(self.slope):
             fit = "" if math.isnan(self.correlation) else f" (correlation of its logarithm {self.correlation:.2f})"
             parts.append(f"From layer to layer the variance is multiplied by {math.exp(self.slope):.2f}{fit}.")
         parts.append(
-            "Do not read a variance as importance for the prediction: it is measured in pixels, so that large areas "
-            "count more than small ones, and a t that has not learned what z tells adds to it. Layers are equally "
-            "far apart in the fit, whatever lies between them."
+            "A variance is not importance for the prediction. It is measured in pixels, so large areas count more than "
+            "small ones, and a t that makes too little of z adds to it. The fit takes layers as equally far apart."
         )
         return " ".join(parts)
 
@@ -128,9 +127,17 @@ class InvarianceMaps(Result):
         right.errorbar(depth, values, yerr=errors, color=BLUE, marker="o", markersize=4, linewidth=1.4, capsize=3)
         if not math.isnan(self.between_images):
             right.axhline(self.between_images, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
-            right.annotate("between images", (1, self.between_images), xycoords=("axes fraction", "data"),
-                           xytext=(-2, 2), textcoords="offset points", ha="right", va="bottom", size=7.5,
-                           color=SOFT)  # fmt: skip
+            right.annotate(
+                "between images",
+                (1, self.between_images),
+                xycoords=("axes fraction", "data"),
+                xytext=(-2, 2),
+                textcoords="offset points",
+                ha="right",
+                va="bottom",
+                size=7.5,
+                color=SOFT,
+            )
         if len(values) > 1 and all(value > 0 for value in values):
             right.set_yscale("log")
             heights = [*values, *([self.between_images] if self.between_images > 0 else [])]

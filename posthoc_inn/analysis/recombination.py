@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ class Recombination(Result):
     def caption(self) -> str:
         """What to conclude, and what not."""
         parts = [
-            "Each picture joins what the layer sees of the image on the left (z) with what it ignores of the image "
+            "Each picture combines what the layer sees of the image on the left (z) with what it ignores of the image "
             "above (v). What stays the same along a row is what the layer keeps; what stays the same down a column is "
             "what it throws away."
         ]
@@ -90,8 +90,8 @@ class Recombination(Result):
                 f"{100 * self.follows_z:.0f} % and v in {100 * self.follows_v:.0f} %."
             )
         parts.append(
-            "Do not conclude that the same v means the same content at every z: which v stands for which content may "
-            "differ from z to z without t being any worse."
+            "What not to conclude: that the same v means the same content at every z. A t as good as this one may use "
+            "another v for that content at another z."
         )
         return " ".join(parts)
 
@@ -118,8 +118,8 @@ class Recombination(Result):
         note = ["What the layer sees (z) of the image on the left,", "with what it ignores (v) of the image above."]
         if self.z_predictions:
             note += [
-                "Below: what the model predicts, in red where it is",
-                "not what it predicts for the image on the left.",
+                "Below: the model's prediction, in red where it is",
+                "not that for the image on the left.",
             ]
         return grid(drawn, row_labels=["v of", *(["z of"] * n)], note="\n".join(note), inch=0.86)
 
@@ -152,11 +152,7 @@ def recombine(
     is_classifier = is_classification(outputs[0])
     row_class, column_class = (classify(o, "recombine")[0] for o in outputs) if is_classifier else (None, None)
     column_z = torch.cat([_flat(pipeline, part) for part in columns.split(ROWS)])
-    # The same image at both ends says nothing about which of the two the model follows.
-    if rows.shape[1:] == columns.shape[1:]:
-        apart = torch.stack([(row != columns).flatten(1).any(1) for row in rows])
-    else:
-        apart = torch.ones(len(rows), len(columns), dtype=torch.bool)
+    apart = _different(rows, columns)
     pictures, found = [], []
     to_z = torch.zeros(len(rows), len(columns), dtype=torch.float64)
     to_v = torch.zeros_like(to_z)
@@ -174,35 +170,49 @@ def recombine(
             if is_classifier:
                 found.append(classify(output, "recombine")[0])
         pictures.append(torch.cat(drawn))
-    agreement = agreement_error = follows_z = follows_v = math.nan
-    predictions: tuple[tuple[int, ...], ...] = ()
-    contested = torch.zeros_like(apart)
-    if row_class is not None and column_class is not None:
-        cells = torch.cat(found).reshape(len(rows), len(columns))
-        as_z, as_v = cells == row_class[:, None], cells == column_class
-        contested = row_class[:, None] != column_class
-        agreement, agreement_error = share_with_error(as_z.double().mean(1).tolist())
-        if contested.any():
-            follows_z, follows_v = (float(hits[contested].double().mean()) for hits in (as_z, as_v))
-        predictions = tuple(tuple(row) for row in cells.tolist())
+    classes = torch.cat(found) if found else None
     return Recombination(
         rows=len(rows),
         columns=len(columns),
-        agreement=agreement,
-        agreement_error=agreement_error,
-        contested=int(contested.sum()),
-        follows_z=follows_z,
-        follows_v=follows_v,
+        **_verdict(classes, row_class, column_class),
         similarity_to_z=float(to_z[apart].mean()) if apart.any() else math.nan,
         similarity_to_v=float(to_v[apart].mean()) if apart.any() else math.nan,
         z_predictions=tuple(row_class.tolist()) if row_class is not None else (),
         v_predictions=tuple(column_class.tolist()) if column_class is not None else (),
-        predictions=predictions,
         class_names=tuple(class_names),
         pictures=torch.stack(pictures),
         z_images=_pictures(pipeline, rows),
         v_images=_pictures(pipeline, columns),
     )
+
+
+def _different(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return which pairs are two different images, (R, K): one image says nothing about which the model follows."""
+    if rows.shape[1:] != columns.shape[1:]:
+        return torch.ones(len(rows), len(columns), dtype=torch.bool)
+    return torch.stack([(row != columns).flatten(1).any(1) for row in rows])
+
+
+def _verdict(classes: Tensor | None, row_class: Tensor | None, column_class: Tensor | None) -> dict[str, Any]:
+    """Return which image the model follows, for predicted classes (R * K,), (R,) and (K,); nothing without classes."""
+    if classes is None or row_class is None or column_class is None:
+        figures = dict.fromkeys(("agreement", "agreement_error", "follows_z", "follows_v"), math.nan)
+        return {**figures, "contested": 0, "predictions": ()}
+    cells = classes.reshape(len(row_class), len(column_class))
+    as_z, as_v = cells == row_class[:, None], cells == column_class
+    contested = row_class[:, None] != column_class
+    agreement, agreement_error = share_with_error(as_z.double().mean(1).tolist())
+    follows_z = follows_v = math.nan
+    if contested.any():
+        follows_z, follows_v = (float(hits[contested].double().mean()) for hits in (as_z, as_v))
+    return {
+        "agreement": agreement,
+        "agreement_error": agreement_error,
+        "contested": int(contested.sum()),
+        "follows_z": follows_z,
+        "follows_v": follows_v,
+        "predictions": tuple(tuple(row) for row in cells.tolist()),
+    }
 
 
 def recombine_frames(

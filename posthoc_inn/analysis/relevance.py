@@ -1,4 +1,4 @@
-"""What z and v contribute to each concept (MSC eq. 20), told apart from what depends on t's choice of v."""
+"""What z and v contribute to each concept (MSC eq. 20), apart from what depends on t's choice of v."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ class ConceptRelevance(Result):
     def caption(self) -> str:
         """What to conclude, and what not."""
         return (
-            "Dark: the part of each concept's variance that the layer determines whatever v is (first-order share of "
-            "z). Dark and light together: the papers' measure (total effect of z, MSC eq. 20). Conclude from the dark "
-            "part; the light part depends on which v the network t happens to use for what, and also holds real "
-            "interactions. A concept no higher than the random one (dashed) is not shown to be in the layer. Not to "
-            "conclude: that the model uses what the layer holds."
+            "Dark: the part of each concept's variance that the layer fixes for every v (first-order share of z). Dark "
+            "and light together: the papers' measure (total effect of z, MSC eq. 20). Conclude from the dark part. The "
+            "light part depends on which v t happens to use for what; it also holds real interactions. A concept no "
+            "higher than the random one (dashed) is not shown to be in the layer. What not to conclude: that the model "
+            "uses what the layer holds."
         )
 
     def figure(self, ax: Axes | None = None) -> Figure:
@@ -100,8 +100,15 @@ class ConceptRelevance(Result):
         null = next((c for c in self.concepts if c.name == RANDOM), None)
         if null is not None:
             ax.axvline(null.total_effect.value, color=drawing.SOFT, linewidth=1, linestyle=(0, (4, 3)))
-            ax.text(null.total_effect.value, len(shown) - 0.42, "random concept, total", size=7.5, color=drawing.SOFT,
-                    ha="left", va="bottom")  # fmt: skip
+            ax.text(
+                null.total_effect.value,
+                len(shown) - 0.42,
+                "random concept, total",
+                size=7.5,
+                color=drawing.SOFT,
+                ha="left",
+                va="bottom",
+            )
         ax.set_yticks(range(len(shown)), [c.name for c in reversed(shown)])
         drawing.plain(ax)
         ax.tick_params(axis="y", labelsize=9, labelcolor=drawing.INK)

@@ -135,19 +135,18 @@ class Response(Result):
     def caption(self) -> str:
         """What to conclude, and what not."""
         order = sorted(self.factors, key=lambda f: -f.spread)
-        said = "; ".join(
+        spreads = "; ".join(
             f"{f.name} {f.spread:.2f} ± {f.spread_error:.2f} nats, class changed at {100 * f.changed:.0f} % of steps"
             for f in order
         )
         note = ""
         if self.is_cut is False:
-            note = " The image also reaches the output around this layer, so that true responses are larger."
+            note = " The image also reaches the output around this layer, so true responses are larger."
         return (
             f"A random walk of {self.steps} steps in one factor, the others fixed, from each of {self.images} images, "
-            f"through {self.via}. Spread of log-softmax: {said}. A factor with a small spread is one the classifier "
-            "ignores, provided that e isolates the concept and that walking in it moves the representation (see "
-            "`moved`): what e put elsewhere does not show here. Wide factors carry more, and so move more, than narrow "
-            "ones." + note
+            f"through {self.via}. Spread of log-softmax: {spreads}. The classifier ignores a factor with a small "
+            "spread, if e isolates the concept and if the walk moves the representation (see `moved`); what e holds in "
+            "other factors does not show here. Wide factors carry more than narrow ones, and so move more." + note
         )
 
     def figure(self) -> Figure:
@@ -159,11 +158,17 @@ class Response(Result):
         for row, factor in enumerate(self.factors):
             left, right = grid[row]
             left.boxplot(
-                [self.changes[row, :, k].numpy() for k in range(shown)], positions=places, whis=(5, 95),
-                showfliers=False, widths=0.6, patch_artist=True, medianprops={"color": INK},
-                boxprops={"facecolor": BLUE, "alpha": 0.55, "edgecolor": BLUE}, whiskerprops={"color": BLUE},
+                [self.changes[row, :, k].numpy() for k in range(shown)],
+                positions=places,
+                whis=(5, 95),
+                showfliers=False,
+                widths=0.6,
+                patch_artist=True,
+                medianprops={"color": INK},
+                boxprops={"facecolor": BLUE, "alpha": 0.55, "edgecolor": BLUE},
+                whiskerprops={"color": BLUE},
                 capprops={"color": BLUE},
-            )  # fmt: skip
+            )
             left.axhline(0, color=SOFT, linewidth=0.8)
             total = max(1.0, float(self.counts[row].sum()))
             same, other = (100 * self.counts[row] / total).tolist()
@@ -174,8 +179,10 @@ class Response(Result):
                 ax.set_xticks(places, self.class_names, rotation=90 if max(map(len, self.class_names)) > 3 else 0)
             left.set_title(
                 f"{factor.name} ({factor.width} dims): spread {factor.spread:.2f} ± {factor.spread_error:.2f} nats",
-                size=8.5, color=INK, loc="left",
-            )  # fmt: skip
+                size=8.5,
+                color=INK,
+                loc="left",
+            )
             right.set_title(f"class changed at {100 * factor.changed:.0f} % of steps", size=8.5, color=INK, loc="left")
             left.set_ylabel("log-softmax\nminus start, nats")
             right.set_ylabel("% of steps")
@@ -225,7 +232,6 @@ def response(
     numbers = listed_factors(concepts, names)
     ask, start, via, is_cut = _reader(model, concepts, x[:images])
     at_start = _log_softmax(ask(start, torch.arange(len(start))))
-    first = at_start.argmax(1)
     classes = at_start.shape[1]
     if class_names and len(class_names) != classes:
         raise ConfigError(f"The model has {classes} classes, got {len(class_names)} class_names.")
@@ -233,51 +239,119 @@ def response(
     between = float((start - start.roll(1, 0)).flatten(1).norm(dim=1).mean()) if len(start) > 1 else math.nan
     group = max(1, min(ROWS, VALUES // joined.shape[1]) // steps)
     stride = max(1, len(start) * steps * classes // SHOWN_VALUES)
-    spreads, found, changes, counts = [], [], [], []
-    for number in numbers:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        columns = factor_columns(concepts, number)
+    walks = _Walks(ask, start, at_start, steps, correlation, seed, group, stride)
+    found = [walks.along(concepts, number, joined) for number in numbers]
+    spreads, counts = torch.stack([w.spread.mean(1) for w in found]), torch.stack([w.tally for w in found])
+    ratio, interval = _ratios([concepts.factor_names[k] for k in numbers], spreads, seed)
+    seen_often = counts.sum((0, 1)).topk(min(SHOWN_CLASSES, classes)).indices.sort().values
+    return Response(
+        factors=tuple(_response(concepts, k, w, between) for k, w in zip(numbers, found, strict=True)),
+        ratio=ratio,
+        ratio_interval=interval,
+        space=concepts.space,
+        via=via,
+        is_cut=is_cut,
+        images=len(start),
+        steps=steps,
+        correlation=correlation,
+        class_names=tuple(str(class_names[k]) if class_names else str(k) for k in seen_often.tolist()),
+        changes=torch.stack([w.changes for w in found])[..., seen_often],
+        counts=counts[..., seen_often],
+    )
+
+
+Ask = Callable[[Tensor, Tensor], Tensor]
+"""Points and the images they belong to -> class scores."""
+
+
+@dataclass(frozen=True)
+class _Walked:
+    """What walks in one factor met.
+
+    Attributes:
+        spread: Deviation of each class's log-softmax along each walk, (B, classes).
+        changed: Share of steps with another class, for each walk.
+        distinct: Number of classes on each walk, that of the start included.
+        moved: Mean distance from the start, (B,).
+        tally: How often each class was seen: as that of the start, and as another, (2, classes).
+        changes: Changes of log-softmax at some of the points, (P, classes).
+    """
+
+    spread: Tensor
+    changed: list[float]
+    distinct: list[int]
+    moved: Tensor
+    tally: Tensor
+    changes: Tensor
+
+
+@dataclass(frozen=True)
+class _Walks:
+    """Walks from some images, and how class scores are had for their points.
+
+    Attributes:
+        ask: Points and the images they belong to -> class scores.
+        start: Where walks start, (B, *shape).
+        at_start: log-softmax there, (B, classes).
+        steps: Of a walk.
+        correlation: Of successive points.
+        seed: Each factor has a stream of its own.
+        group: Images that walk at a time.
+        stride: One of so many changes is kept.
+    """
+
+    ask: Ask
+    start: Tensor
+    at_start: Tensor
+    steps: int
+    correlation: float
+    seed: int
+    group: int
+    stride: int
+
+    def along(self, concepts: ConceptModel, number: int, joined: Tensor) -> _Walked:
+        """Walk in one factor of e; `joined` is e(start), (B, D)."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        columns, classes = factor_columns(concepts, number), self.at_start.shape[1]
+        first, steps = self.at_start.argmax(1), self.steps
         spread, changed, distinct, moved, kept = [], [], [], [], []
         tally = torch.zeros(2, classes, dtype=torch.float64)
-        for rows in torch.arange(len(start)).split(group):
+        for rows in torch.arange(len(self.start)).split(self.group):
             factors = joined[rows][:, None].repeat(1, steps, 1)
-            factors[..., columns] = ornstein_uhlenbeck(joined[rows][:, columns], steps, correlation, generator)[:, 1:]
+            walk = ornstein_uhlenbeck(joined[rows][:, columns], steps, self.correlation, generator)
+            factors[..., columns] = walk[:, 1:]
             points = concepts.inverse(factors)
-            away = (points - start[rows][:, None].to(points)).flatten(2).norm(dim=2)
+            away = (points - self.start[rows][:, None].to(points)).flatten(2).norm(dim=2)
             moved.append(away.mean(1).cpu())
             owner = rows.repeat_interleave(steps)
-            logs = _log_softmax(ask(points.flatten(0, 1), owner)).reshape(len(rows), steps, classes)
+            logs = _log_softmax(self.ask(points.flatten(0, 1), owner)).reshape(len(rows), steps, classes)
             seen = logs.argmax(2)
             is_other = seen != first[rows][:, None]
             # One step has no deviation: the spread of a walk of one step is 0, not undefined.
             spread.append(logs.std(1, correction=min(1, steps - 1)))
             changed += is_other.double().mean(1).tolist()
-            distinct += [len(set(walk.tolist()) | {int(own)}) for walk, own in zip(seen, first[rows], strict=True)]
+            distinct += [len(set(path.tolist()) | {int(own)}) for path, own in zip(seen, first[rows], strict=True)]
             for part in (0, 1):
                 tally[part] += torch.bincount(seen[is_other == bool(part)], minlength=classes)
-            kept.append((logs - at_start[rows][:, None]).flatten(0, 1)[::stride].float())
-        spreads.append(torch.cat(spread))
-        changes.append(torch.cat(kept))
-        counts.append(tally)
-        mean, error = share_with_error(spreads[-1].mean(1).tolist())
-        share, share_error = share_with_error(changed)
-        found.append(
-            FactorResponse(
-                concepts.factor_names[number], len(columns), mean, error, tuple(spreads[-1].mean(0).tolist()), share,
-                share_error, sum(distinct) / len(distinct), float(torch.cat(moved).mean()) / between,
-            )
-        )  # fmt: skip
-    ratio, interval = _ratios([f.name for f in found], torch.stack([s.mean(1) for s in spreads]), seed)
-    seen_often = torch.stack(counts).sum((0, 1)).topk(min(SHOWN_CLASSES, classes)).indices.sort().values
-    return Response(
-        factors=tuple(found), ratio=ratio, ratio_interval=interval, space=concepts.space, via=via, is_cut=is_cut,
-        images=len(start), steps=steps, correlation=correlation,
-        class_names=tuple(str(class_names[k]) if class_names else str(k) for k in seen_often.tolist()),
-        changes=torch.stack(changes)[..., seen_often], counts=torch.stack(counts)[..., seen_often],
-    )  # fmt: skip
+            kept.append((logs - self.at_start[rows][:, None]).flatten(0, 1)[:: self.stride].float())
+        return _Walked(torch.cat(spread), changed, distinct, torch.cat(moved), tally, torch.cat(kept))
 
 
-Ask = Callable[[Tensor, Tensor], Tensor]
+def _response(concepts: ConceptModel, number: int, walked: _Walked, between: float) -> FactorResponse:
+    """Sum up walks in one factor; `between` is the mean distance of two images."""
+    mean, error = share_with_error(walked.spread.mean(1).tolist())
+    share, share_error = share_with_error(walked.changed)
+    return FactorResponse(
+        concepts.factor_names[number],
+        len(factor_columns(concepts, number)),
+        mean,
+        error,
+        tuple(walked.spread.mean(0).tolist()),
+        share,
+        share_error,
+        sum(walked.distinct) / len(walked.distinct),
+        float(walked.moved.mean()) / between,
+    )
 
 
 def _reader(model: Pipeline | Head, concepts: ConceptModel, x: Tensor) -> tuple[Ask, Tensor, str, bool | None]:

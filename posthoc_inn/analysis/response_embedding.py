@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,16 +71,16 @@ class ResponseEmbedding(Result):
     @property
     def caption(self) -> str:
         """What to conclude, and what not."""
-        said = "; ".join(
+        walks = "; ".join(
             f"the walk in {w.name} stays among images of its own label at {100 * w.stays:.0f} % of steps and meets "
             f"{w.labels} label{'s' * (w.labels > 1)}"
             for w in self.walks
         )
         return (
             f"UMAP of the {self.space} of {self.images} images, coloured by label, with random walks of {self.steps} "
-            f"steps in one factor from one image: {said}. The shares are counted among the {self.neighbors} nearest "
+            f"steps in one factor from one image: {walks}. The shares are counted among the {self.neighbors} nearest "
             f"images in {self.space} itself. Distances and densities in such a picture mean little, and it shows one "
-            "start only: conclude from the response analysis, and use this as its illustration."
+            "start only. Conclude from the response analysis; this picture illustrates it."
         )
 
     def figure(self) -> Figure:
@@ -146,17 +147,8 @@ def response_embedding(
         ConfigError: `start`, `steps`, `neighbors` or `class_names` is out of range.
         UnknownNameError: There is no such factor.
     """
-    if labels.shape != x.shape[:1] or labels.is_floating_point() or labels.is_complex() or bool((labels < 0).any()):
-        raise ShapeError(f"labels must be whole numbers from 0, ({len(x)},), got {labels.dtype} {tuple(labels.shape)}.")
+    classes = _check(x, labels, start, neighbors, class_names)
     numbers = listed_factors(concepts, names)
-    classes = int(labels.max()) + 1 if len(labels) else 0
-    problems = Problems("response_embedding")
-    problems.check(0 <= start < len(x), f"start must be a row of x, 0 to {len(x) - 1}, got {start}")
-    problems.check(
-        2 <= neighbors < len(x), f"neighbors must be 2 to {len(x) - 1}, one less than images, got {neighbors}"
-    )
-    problems.check(len(class_names) in (0, classes), f"{len(class_names)} class_names were given for {classes} labels")
-    problems.raise_if_any(ConfigError)
     umap = require("umap", "umap", "The embedding of representations")
     own = concepts.joined(x[start : start + 1])
     walks = []
@@ -167,13 +159,7 @@ def response_embedding(
         factors[:, columns] = ornstein_uhlenbeck(own[:, columns], steps, correlation, generator)[0]
         walks.append(concepts.inverse(factors).flatten(1).float().cpu())
     rows = x.flatten(1).float().cpu()
-    reducer = umap.UMAP(n_neighbors=neighbors, random_state=seed, n_jobs=1)
-    # Its compiled loops set the number of OpenMP threads, which torch shares.
-    with using_threads(torch.get_num_threads()), warnings.catch_warnings():
-        # It warns of its own choices (one job because of the seed, spectral start replaced) and of its dependencies.
-        warnings.simplefilter("ignore")
-        points = reducer.fit_transform(rows.numpy())
-        placed = reducer.transform(torch.cat(walks).numpy()).reshape(len(walks), steps + 1, 2)
+    points, placed = _placed(umap, rows, walks, neighbors, seed)
     home = int(labels[start])
     found = []
     for number, path in zip(numbers, walks, strict=True):
@@ -192,6 +178,33 @@ def response_embedding(
         labels=labels.cpu(),
         paths=torch.from_numpy(np.asarray(placed, dtype=np.float32)),
     )
+
+
+def _check(x: Tensor, labels: Tensor, start: int, neighbors: int, class_names: Sequence[str]) -> int:
+    """Check what `response_embedding` is asked for, and return the number of classes."""
+    if labels.shape != x.shape[:1] or labels.is_floating_point() or labels.is_complex() or bool((labels < 0).any()):
+        raise ShapeError(f"labels must be whole numbers from 0, ({len(x)},), got {labels.dtype} {tuple(labels.shape)}.")
+    classes = int(labels.max()) + 1 if len(labels) else 0
+    problems = Problems("response_embedding")
+    problems.check(0 <= start < len(x), f"start must be a row of x, 0 to {len(x) - 1}, got {start}")
+    problems.check(
+        2 <= neighbors < len(x), f"neighbors must be 2 to {len(x) - 1}, one less than images, got {neighbors}"
+    )
+    problems.check(len(class_names) in (0, classes), f"{len(class_names)} class_names were given for {classes} labels")
+    problems.raise_if_any(ConfigError)
+    return classes
+
+
+def _placed(umap: Any, rows: Tensor, walks: Sequence[Tensor], neighbors: int, seed: int) -> tuple[Any, Any]:
+    """Fit UMAP to images (B, N), and return them (B, 2) and the points of walks (W, S, 2) in it, as arrays."""
+    reducer = umap.UMAP(n_neighbors=neighbors, random_state=seed, n_jobs=1)
+    # Its compiled loops set the number of OpenMP threads, which torch shares.
+    with using_threads(torch.get_num_threads()), warnings.catch_warnings():
+        # It warns of its own choices (one job because of the seed, spectral start replaced) and of its dependencies.
+        warnings.simplefilter("ignore")
+        points = reducer.fit_transform(rows.numpy())
+        placed = reducer.transform(torch.cat(list(walks)).numpy())
+    return points, placed.reshape(len(walks), -1, 2)
 
 
 def nearest_labels(images: Tensor, labels: Tensor, points: Tensor, neighbors: int) -> Tensor:

@@ -17,12 +17,11 @@ from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.pipeline import Pipeline
 
 CONCLUSION = (
-    "What to conclude: whatever changes along a row, the layer has thrown away; whatever stays the same along a row, "
-    "it keeps."
+    "What to conclude: what changes along a row, the layer has thrown away; what stays the same along a row, it keeps."
 )
 LIMITS = (
-    "What not to conclude: that the model uses everything that stays (it may keep things it never looks at again), or "
-    "that what changes between reconstruction and input is an invariance (that is the autoencoder's loss)."
+    "What not to conclude: that the model uses everything that stays (a layer may keep things that nothing after it "
+    "looks at), or that a difference between input and reconstruction is an invariance (the autoencoder lost it)."
 )
 
 
@@ -74,7 +73,7 @@ class Samples(Result):
         )
         if self.predictions:
             text += (
-                " To the left stands what the model predicts for the image; a red frame marks a sample for which it "
+                " The model's prediction for the image is on the left. A red frame marks a sample for which it "
                 "predicts something else, named in the corner."
             )
         return text
@@ -86,7 +85,7 @@ class Samples(Result):
             asked = "The model is no classifier, so its predictions for the samples are not compared."
         else:
             asked = (
-                f"{100 * (1 - self.agreement):.1f} % of these samples change the model's prediction: there t or the "
+                f"{100 * (1 - self.agreement):.1f} % of these samples change the model's prediction. There, t or the "
                 "autoencoder misses something that the layer holds."
             )
         return f"{self.legend} {CONCLUSION} {LIMITS} {asked}"

@@ -95,17 +95,17 @@ class ConceptSensitivity(Result):
     def caption(self) -> str:
         """What to conclude, and what not."""
         order = sorted(self.concepts, key=lambda c: -c.edit.euclidean)
-        said = "; ".join(
+        distances = "; ".join(
             f"{c.name} {c.edit.euclidean:.3g} ± {c.edit.euclidean_error:.2g} ({c.ratio:.2f} of a random edit)"
             for c in order
         )
-        how = "swapped for another image's" if self.edit == "swap" else "drawn anew"
+        how = "swapped for another image's" if self.edit == "swap" else "drawn again"
         return (
             f"Mean distance between the {self.embedding} of {self.images} decoded images before and after one factor "
-            f"is {how}: {said}. Different images are {self.between.euclidean:.3g} apart. A factor that moves the "
-            "embedding more than random edits of its width is one the model attends to; one that moves it less, one it "
-            "ignores. Edits are only as clean as e: what leaks from one factor to another counts too, and so does what "
-            "the decoder makes of unusual latents, which the baseline of equal change in z_bar shows."
+            f"is {how}: {distances}. Different images are {self.between.euclidean:.3g} apart. The model attends to a "
+            "factor that moves the embedding more than random edits of its width, and ignores one that moves it less. "
+            "Edits are only as clean as e: what leaks from one factor to another counts too. So do artefacts of the "
+            "decoder for unusual latents, which the baseline of equal change in z_bar shows."
         )
 
     def figure(self) -> Figure:
@@ -123,9 +123,15 @@ class ConceptSensitivity(Result):
                 ("same_norm", RED, "o", "random edit, equal change of latent"),
             ):
                 ax.errorbar(
-                    [getattr(getattr(c, field), kind) for c in order], rows, color=color, fmt=marker, markersize=5,
-                    xerr=[2 * getattr(getattr(c, field), f"{kind}_error") for c in order], label=text, elinewidth=1,
-                )  # fmt: skip
+                    [getattr(getattr(c, field), kind) for c in order],
+                    rows,
+                    color=color,
+                    fmt=marker,
+                    markersize=5,
+                    xerr=[2 * getattr(getattr(c, field), f"{kind}_error") for c in order],
+                    label=text,
+                    elinewidth=1,
+                )
             ax.axvline(getattr(self.between, kind), color=SOFT, linewidth=1, linestyle=(0, (4, 3)), label="other image")
             ax.set_yticks(rows, [f"{c.name} ({c.width})" for c in order])
             ax.set_xlabel(f"{'Euclidean' if kind == 'euclidean' else kind} distance, mean ± 2 standard errors")
@@ -167,15 +173,7 @@ def concept_sensitivity(
         ShapeError: `z_bar` is not (B, D) with at least 2 rows, or labels are not one whole number an image.
         UnknownNameError: There is no such factor.
     """
-    problems = Problems("concept_sensitivity")
-    problems.check(
-        concepts.space == "z_bar", f"e must work on z_bar, to be decoded; this one works on {concepts.space}"
-    )
-    problems.check(edit in get_args(Edit), f"edit must be 'swap' or 'resample', got {edit!r}")
-    problems.check(at in get_args(At), f"at must be 'layer' or 'output', got {at!r}")
-    problems.raise_if_any()
-    if z_bar.ndim != 2 or len(z_bar) < 2:
-        raise ShapeError(f"z_bar must be (B, {pipeline.latent_dim}) with at least 2 images, got {tuple(z_bar.shape)}.")
+    _check(pipeline, concepts, z_bar, edit, at)
     numbers = listed_factors(concepts, names)
     known = {concepts.factor_names[concepts.index(name)]: values for name, values in (labels or {}).items()}
     generator = torch.Generator().manual_seed(seed)
@@ -210,6 +208,18 @@ def concept_sensitivity(
         edit=edit,
         images=len(z_bar),
     )
+
+
+def _check(pipeline: Pipeline, concepts: ConceptModel, z_bar: Tensor, edit: Edit, at: At) -> None:
+    problems = Problems("concept_sensitivity")
+    problems.check(
+        concepts.space == "z_bar", f"e must work on z_bar, to be decoded; this one works on {concepts.space}"
+    )
+    problems.check(edit in get_args(Edit), f"edit must be 'swap' or 'resample', got {edit!r}")
+    problems.check(at in get_args(At), f"at must be 'layer' or 'output', got {at!r}")
+    problems.raise_if_any()
+    if z_bar.ndim != 2 or len(z_bar) < 2:
+        raise ShapeError(f"z_bar must be (B, {pipeline.latent_dim}) with at least 2 images, got {tuple(z_bar.shape)}.")
 
 
 def random_subspace_swap(factors: Tensor, target: Tensor, width: int, generator: torch.Generator) -> Tensor:

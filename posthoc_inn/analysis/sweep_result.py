@@ -102,9 +102,9 @@ class SweepResult(Result):
         """What to conclude, and what not."""
         return (
             f"Share of each concept's variance that the layer's z explains, by {self.axis}: solid, total effect (MSC "
-            "eq. 20, the paper's measure); dotted, first-order share, which does not depend on t's choice of v. Where "
-            "both are high, the representation knows the concept; where only the total effect is, look at t before "
-            "concluding anything. Points are separate fits of t: differences smaller than the error bars say nothing."
+            "eq. 20, the paper's measure); dotted, first-order share, which does not depend on how t uses v. If both "
+            "are high, the representation knows the concept; if only the total effect is, look at t before you "
+            "conclude anything. Points are separate fits of t: differences smaller than the error bars say nothing."
         )
 
     def table(self) -> str:

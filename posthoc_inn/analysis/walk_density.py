@@ -67,17 +67,17 @@ class WalkDensity(Result):
     def caption(self) -> str:
         """What to conclude, and what not."""
         first, *others = self.nats
-        said = "; ".join(
+        costs = "; ".join(
             f"{other} costs {self.difference[other]:.1f} ± {self.difference_error[other]:.1f} nats a picture more "
             f"than {first}"
             for other in others
         )
         return (
             f"Negative log-likelihood, under {self.density}, of the latents on walks between {self.paths} pairs of "
-            f"images; the ends are the images themselves. Lower is likelier{': ' + said if said else ''}. A point in "
-            "the middle of a straight line has a smaller norm than its ends, so that it can be likelier than any image "
-            "without being typical; a density that was itself used for the walk favours that walk. Likelihood is not "
-            "picture quality: look at the decoded pictures too."
+            f"images; the ends are the images themselves. Lower is likelier{': ' + costs if costs else ''}. The "
+            "middle of a straight line has a smaller norm than its ends, so it can be likelier than any image and "
+            "still not be typical. A density that made the walk favours that walk. Likelihood is not picture quality: "
+            "look at the decoded pictures too."
         )
 
     def figure(self, ax: Axes | None = None) -> Figure:

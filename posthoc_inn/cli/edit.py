@@ -1,4 +1,4 @@
-"""`posthoc-inn edit`: pictures with a concept taken from others, drawn anew, or walked to."""
+"""`posthoc-inn edit`: pictures with a concept taken from others, drawn again, or walked to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--images", "files", type=click.Path(path_type=Path), multiple=True, help="An image or a folder of them.")
 @click.option("--concept", help="Which concept; `residual` is what no concept describes.")
 @click.option("--source", type=click.Path(path_type=Path), help="Take the concept from this image.")
-@click.option("-n", "--draws", "count", type=click.IntRange(1, 32), help="Draw the concept anew so many times.")
+@click.option("-n", "--draws", "count", type=click.IntRange(1, 32), help="Draw the concept at random so many times.")
 @click.option("--to", "target", type=click.Path(path_type=Path), help="Walk to this image instead.")
 @click.option("--steps", type=click.IntRange(2, 32), default=8, show_default=True, help="Of a walk.")
 @click.option(
@@ -59,7 +59,9 @@ def command(
     problems = Problems("posthoc-inn edit")
     problems.check(bool(files), "--images is missing: the images to start from")
     ways = [source is not None, count is not None, target is not None]
-    problems.check(sum(ways) == 1, "give exactly one of --source (take from it), -n (draw anew) and --to (walk there)")
+    problems.check(
+        sum(ways) == 1, "give exactly one of --source (take from it), -n (draw at random) and --to (walk there)"
+    )
     problems.check(concept is not None or target is not None, "--concept is missing: what to change")
     problems.check(out.suffix.lower() == ".png", f"--out takes the name of a .png file, got {out}")
     wrong = device_option(device)
@@ -68,7 +70,19 @@ def command(
 
     interpreter, stored = load(bundle, model, weights, device)
     names = list(interpreter.concept_model.factor_names)
-    result = draw(interpreter, stored, list(files), concept, source, count, target, steps, kind, out, seed)
+    result = draw(
+        interpreter,
+        stored,
+        list(files),
+        concept=concept,
+        source=source,
+        count=count,
+        target=target,
+        steps=steps,
+        kind=kind,
+        out=out,
+        seed=seed,
+    )
     if as_json:
         click.echo(json.dumps({**result, "concepts": names}, indent=2))
     else:
@@ -79,6 +93,7 @@ def draw(
     interpreter: Interpreter,
     stored: Any,
     files: list[Path],
+    *,
     concept: str | None,
     source: Path | None,
     count: int | None,
@@ -107,17 +122,17 @@ def draw(
             )
             columns.append(interpreter.edit(images, str(concept), source=other).cpu()[:, None])
             labels += ["source", f"{concept}\nof source"]
-            told = f"{concept} taken from {source.name}"
+            change = f"{concept} taken from {source.name}"
         elif count is not None:
             columns.append(interpreter.edit(images, str(concept), n=count, seed=seed).cpu())
             labels += [f"{concept}\ndrawn"] * count
-            told = f"{concept} drawn {count} times"
+            change = f"{concept} drawn {count} times"
         else:
             other = read_images(stored, [Path(str(target))])
             columns.append(interpreter.walk(images, other, steps=steps, kind=kind, concept=concept).cpu())
             labels += [f"step {k + 1}" for k in range(steps)]
-            told = f"walked to {Path(str(target)).name}" + (f" in {concept} alone" if concept else "")
+            change = f"walked to {Path(str(target)).name}" + (f" in {concept} alone" if concept else "")
     names = [shortened(path.name, 24) for path in paths]
     picture = to_png(grid(columns_of(torch.cat(columns, dim=1), headings=labels, gaps=(2,)), row_labels=names))
     write_picture(out, picture)
-    return {"out": str(out), "images": len(paths), "told": told, "concept": concept, "seed": seed}
+    return {"out": str(out), "images": len(paths), "told": change, "concept": concept, "seed": seed}

@@ -56,7 +56,7 @@ def picture(image: Tensor) -> np.ndarray[Any, Any]:
 
 
 PALETTE = (BLUE, ORANGE, "#3d8b5f", "#8b5fb0", RED, "#4aa3b5", "#a08a3c", "#7a7f8a")
-"""Colours of things that are told apart, in their order."""
+"""Colours of several things, in their order."""
 
 
 def to_png(figure: Figure, dpi: int = 150) -> bytes:

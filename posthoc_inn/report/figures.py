@@ -44,8 +44,17 @@ def training_curve(
         ax.plot([best["step"]], [best["held_out"]], "o", color=ORANGE, markersize=5, label="kept")
     for name, height in (levels or {}).items():
         ax.axhline(height, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
-        ax.annotate(name, (1, height), xycoords=("axes fraction", "data"), xytext=(-2, 2), textcoords="offset points",
-                    ha="right", va="bottom", size=7.5, color=SOFT)  # fmt: skip
+        ax.annotate(
+            name,
+            (1, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 2),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            size=7.5,
+            color=SOFT,
+        )
     finite = [row[key] for row in rows for key in ("train", "held_out") if math.isfinite(row[key])]
     if len(rows) >= 5 and finite:
         # The first looks are far off and would flatten the rest.
@@ -98,8 +107,16 @@ def likelihood_ruler(likelihood: Mapping[str, Any], ax: Axes | None = None) -> F
     ax.plot([low, high], [0, 0], color=GRID, linewidth=5, solid_capstyle="round", zorder=1)
     for name, value, color, side in points:
         ax.plot([value], [0], "o", color=color, markersize=9, zorder=2)
-        ax.annotate(f"{name}  {value:.1f}", (value, 0), xytext=(0, 9 * side), textcoords="offset points", ha="center",
-                    va="bottom" if side > 0 else "top", size=8.5, color=color if color != SOFT else INK)  # fmt: skip
+        ax.annotate(
+            f"{name}  {value:.1f}",
+            (value, 0),
+            xytext=(0, 9 * side),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if side > 0 else "top",
+            size=8.5,
+            color=color if color != SOFT else INK,
+        )
     ax.annotate("better", (low - margin, 0), xytext=(0, -16), textcoords="offset points", size=8, color=SOFT, ha="left")
     ax.set(xlim=(low - margin, high + margin), ylim=(-1, 1))
     ax.axis("off")

@@ -80,8 +80,8 @@ def _concepts(metrics: Mapping[str, Any]) -> list[Finding]:
                 "Concepts",
                 f"{concept['name']}, explained by the layer",
                 percent(max(0.0, first["value"]), first["standard_error"]),
-                "Share of the concept's variance that the layer determines whatever v is (first order); the papers' "
-                "total effect (MSC eq. 20), which depends on t's choice of v, is "
+                "Share of the concept's variance that the layer fixes for every v (first order). The papers' total "
+                "effect (MSC eq. 20), which depends on how t uses v, is "
                 f"{percent(max(0.0, total['value']))}.{beside}",
                 "info",
             )
@@ -107,12 +107,12 @@ def _model(metrics: Mapping[str, Any]) -> list[Finding]:
                 "The model",
                 "Accuracy on held-out images",
                 percent(model["accuracy"]),
-                "No better than guessing: are weights, --mean/--std and classes right?"
+                "No better than guessing. Are the weights, --mean/--std and the classes right?"
                 if is_chance
-                else "How often the model itself is right about the labels. Everything below explains this model, its "
+                else "How often the model is right about the labels. Everything below explains this model, its "
                 "mistakes included.",
                 "poor" if is_chance else "info",
-                "Whatever is found is about a model that guesses.",
+                "All that follows explains a model that guesses.",
             )
         )
     if metrics.get("is_cut") is False:
@@ -121,8 +121,8 @@ def _model(metrics: Mapping[str, Any]) -> list[Finding]:
                 "The model",
                 "Layer",
                 "no cut",
-                "Some of the image reaches the output around this layer, so the model knows more than this layer does. "
-                "What samples vary may still be visible to the model.",
+                "Part of the image reaches the output without passing this layer. The model knows more than this layer "
+                "does, and may still see what varies between samples.",
                 "fair",
             )
         )
@@ -134,17 +134,17 @@ def _samples(metrics: Mapping[str, Any]) -> list[Finding]:
     bound = (metrics.get("autoencoder") or {}).get("agreement")
     found = []
     if figures.get("agreement") is not None:
-        told = "How often the model predicts for a sample what it predicts for the image it was drawn from."
+        meaning = "How often the model predicts the same for a sample and for the image it was drawn from."
         if bound is not None:
-            told += f" Plain reconstructions reach {percent(bound)}, which bounds it."
+            meaning += f" Plain reconstructions reach {percent(bound)}; samples cannot be expected to do better."
         found.append(
             Finding(
                 "Samples",
                 "Same prediction as the image",
                 percent(figures["agreement"], figures.get("agreement_error")),
-                told,
+                meaning,
                 _judge(figures["agreement"], SAMPLE_AGREEMENT),
-                "Do not take what varies between samples for what the model ignores, until this is higher.",
+                "Until this is higher, what varies between samples is not yet what the model ignores.",
             )
         )
     if figures.get("similarity") is not None:
@@ -155,10 +155,10 @@ def _samples(metrics: Mapping[str, Any]) -> list[Finding]:
                 "Samples",
                 "Same features at the layer",
                 f"{figures['similarity']:.3f}",
-                "Cosine similarity of the sample's z to the image's. 1 would be perfect; two different images have "
-                f"{between:.3f}.",
+                "Cosine similarity between the z of a sample and the z of its image. 1 is perfect; two different "
+                f"images have {between:.3f}.",
                 _judge(gain, SIMILARITY_GAIN) if between < 0.999 else "info",
-                "Samples do not keep what the layer holds: train t longer (--steps), or see the autoencoder first.",
+                "Samples lose what the layer holds. Check the autoencoder first, then train t longer (--steps).",
             )
         )
     return found
@@ -169,23 +169,23 @@ def _invariances(metrics: Mapping[str, Any]) -> list[Finding]:
     if figures.get("value") is None:
         return []
     value = figures["value"]
-    told = (
-        "Share of what varies between images that the layer has thrown away (MSC eq. 19). "
+    meaning = (
+        "Of what varies between images, the share that the layer has thrown away (MSC eq. 19). "
         + (
-            "Nearly all of it: the layer keeps little."
+            "Here it is nearly all: the layer keeps little."
             if value > 0.9
-            else "Most of it."
+            else "Here it is most."
             if value > 0.5
-            else "Less than half: the layer still holds most of the image."
+            else "Here it is less than half: the layer still holds most of the image."
         )
-        + " Neither good nor bad: it is what was asked."
+        + " This is neither good nor bad: it is the answer."
     )
     return [
         Finding(
             "Invariances",
             "Explained by what the layer ignores",
             percent(value, figures.get("standard_error")),
-            told,
+            meaning,
             "info",
         )
     ]
@@ -203,7 +203,7 @@ def _likelihood(metrics: Mapping[str, Any]) -> list[Finding]:
             "Likelihood of t",
             "Negative log-likelihood, held out",
             f"{held_out:.1f} nats",
-            f"Lower is better. Doing nothing (N(0, 1)) would cost {figures['standard_normal']:.1f}; the encoder's own "
+            f"Lower is better. N(0, 1), which ignores z, costs {figures['standard_normal']:.1f}; the encoder's own "
             f"noise allows no less than {figures['noise_floor']:.1f}.",
             "good" if held_out < figures["standard_normal"] else "poor",
             "t has learned nothing: it does worse than N(0, 1).",
@@ -213,9 +213,11 @@ def _likelihood(metrics: Mapping[str, Any]) -> list[Finding]:
             "Likelihood of t",
             "Held-out minus training",
             f"{gap:+.2f} nats",
-            "Near zero: t generalises." if gap <= GAP[0] else "t knows its training images better than new ones.",
+            "Near zero: t works as well on new images."
+            if gap <= GAP[0]
+            else "t fits its training images better than new ones.",
             _judge(gap, GAP, low_is_good=True),
-            "More images, or more draws of each, help most.",
+            "More images help most, or more draws of each.",
         ),
     ]
     if figures.get("v_std") is not None:
@@ -225,8 +227,8 @@ def _likelihood(metrics: Mapping[str, Any]) -> list[Finding]:
                 "Likelihood of t",
                 "v: mean, deviation",
                 f"{figures['v_mean']:+.3f}, {figures['v_std']:.3f}",
-                "Samples are drawn with mean 0 and deviation 1; the closer v comes to that on held-out images, the "
-                "more typical they are.",
+                "Samples are drawn with mean 0 and deviation 1. The closer v of held-out images comes to that, the "
+                "more typical the samples are.",
                 _judge(off, (0.1, 0.3), low_is_good=True),
                 "Samples are not typical of held-out images.",
             )
@@ -237,7 +239,7 @@ def _likelihood(metrics: Mapping[str, Any]) -> list[Finding]:
                 "Likelihood of t",
                 "Round trip",
                 f"{figures['round_trip']:.1e}",
-                "Largest error of inverting t; v is exact up to this.",
+                "Largest error after t and its inverse; v is exact up to this.",
                 _judge(figures["round_trip"], ROUND_TRIP, low_is_good=True),
                 "Use --precision 32.",
             )
@@ -254,11 +256,10 @@ def _autoencoder(metrics: Mapping[str, Any]) -> list[Finding]:
                 "Autoencoder",
                 "Same prediction for reconstructions",
                 percent(figures["agreement"], figures.get("agreement_error")),
-                "How often the model predicts for a reconstruction what it predicts for the image. It bounds "
-                "everything "
+                "How often the model predicts the same for an image and for its reconstruction. This limits everything "
                 "above: what the autoencoder loses cannot come back.",
                 _judge(figures["agreement"], RECONSTRUCTION_AGREEMENT),
-                "The autoencoder loses what the model looks at, which spoils all samples: train it longer "
+                "The autoencoder loses what the model looks at, and this spoils all samples. Train it longer "
                 "(--autoencoder-steps).",
             )
         )
@@ -270,7 +271,7 @@ def _autoencoder(metrics: Mapping[str, Any]) -> list[Finding]:
                 f"{figures['error']:.4f}",
                 "Mean squared error on held-out images in [-1, 1].",
                 _judge(figures["error"], ERROR, low_is_good=True),
-                "Reconstructions are blurred: train the autoencoder longer (--autoencoder-steps).",
+                "Reconstructions are blurred. Train the autoencoder longer (--autoencoder-steps).",
             )
         )
     if figures.get("kl") is not None:
@@ -279,7 +280,7 @@ def _autoencoder(metrics: Mapping[str, Any]) -> list[Finding]:
                 "Autoencoder",
                 "Information in the latent",
                 f"{figures['kl']:.0f} nats",
-                "KL of the encoder to N(0, 1), an image.",
+                "KL from the encoder to N(0, 1), for each image.",
                 "info",
             )
         )

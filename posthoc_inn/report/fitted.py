@@ -197,7 +197,7 @@ def _concept_sections(interpreter: Fitted, images: Tensor) -> list[tuple[str, Fi
     if relevance is not None:
         caption = relevance.caption
         if not hasattr(interpreter, "relevance_"):
-            caption += f" Measured anew, on {len(images)} images."
+            caption += f" Measured for this report, on {len(images)} images."
         sections.append(("What the layer knows of each concept", relevance.figure(), caption))
     if len(images) >= 2:
         gallery = analysis.edit_gallery(pipeline, concepts, images)

@@ -22,8 +22,8 @@ from posthoc_inn.report.pages import Picture, fill, picture_of
 PAPERS = "MSC: Making Sense of CNNs (ECCV 2020)."
 
 KEY = {
-    "Same prediction as the image": "of samples get the prediction of their image",
-    "Same features at the layer": "cosine of the samples' features to the image's",
+    "Same prediction as the image": "of samples get the same prediction as their image",
+    "Same features at the layer": "cosine between the features of samples and image",
     "Explained by what the layer ignores": "of what varies between images, the layer ignores",
     "Training": "training of t",
 }
@@ -141,11 +141,11 @@ def _limits(content: ReportContent) -> str:
     agreement = (content.metrics.get("faithfulness") or {}).get("agreement")
     if agreement is not None:
         asked = (
-            f"{percent(1 - agreement)} of samples change the model's prediction: there t or the autoencoder misses "
+            f"{percent(1 - agreement)} of samples change the model's prediction. There, t or the autoencoder misses "
             "something that the layer holds."
         )
     elif content.samples.agreement is None:
-        asked = "The model is no classifier, so samples are checked by their features alone."
+        asked = "The model is no classifier, so only the features of samples are checked."
     else:
         asked = ""
     return f"{LIMITS} {asked}".rstrip()
@@ -159,9 +159,9 @@ def _ignored(metrics: Mapping[str, Any]) -> str:
     low, high = figure.get("interval") or (None, None)
     interval = f"; 95 % interval {100 * low:.1f} to {100 * high:.1f} %" if low is not None and high is not None else ""
     return (
-        f"{percent(figure['value'], figure.get('standard_error'))} of the variance of the autoencoder's latent is "
-        f"explained by the layer's invariances v (MSC eq. 19), from {figure['samples']:,} samples for "
-        f"{figure['images']:,} images{interval}."
+        f"The layer's invariances v explain {percent(figure['value'], figure.get('standard_error'))} of the variance "
+        f"of the autoencoder's latent (MSC eq. 19), from {figure['samples']:,} samples for {figure['images']:,} images"
+        f"{interval}."
     )
 
 
@@ -178,7 +178,7 @@ def _likelihood(content: ReportContent) -> dict[str, Any] | None:
         histogram = picture_of(
             figures.invariance_histogram(content.v),
             "Histogram of v against N(0, 1)",
-            "v of held-out images. Where the bars follow the line, samples drawn from N(0, 1) are as typical as real "
+            "v of held-out images. If the bars follow the line, samples drawn from N(0, 1) are as typical as real "
             "images.",
             width="30rem",
         )
@@ -187,8 +187,8 @@ def _likelihood(content: ReportContent) -> dict[str, Any] | None:
     spread = f" ± {error:.1f}" if error is not None else ""
     text = (
         f"Held-out negative log-likelihood of a latent given z: {figure['held_out']:.1f}{spread} nats, "
-        f"{figure['held_out_per_dim']:.2f} a dimension, with all constants. Under N(0, 1) the same latents cost "
-        f"{figure['standard_normal']:.1f}; the encoder's own noise sets a floor of {figure['noise_floor']:.1f}."
+        f"{figure['held_out_per_dim']:.2f} for each dimension, all constants included. Under N(0, 1) the same latents "
+        f"cost {figure['standard_normal']:.1f}; the encoder's own noise sets a floor of {figure['noise_floor']:.1f}."
     )
     return {"text": text, "pictures": pictures, "verdict": f"Verdict: {figure['verdict']}. {figure['advice']}"}
 
@@ -203,7 +203,7 @@ def _curves(metrics: Mapping[str, Any]) -> list[Picture]:
             steps = history["rows"][-1]["step"]
             text = f"{name}: {steps:,} steps, stopped: {history.get('stopped') or 'interrupted'}"
             if history.get("skipped"):
-                text += f", {history['skipped']} steps skipped (not finite)"
+                text += f", {history['skipped']} steps skipped (the loss was not finite)"
             curve = figures.training_curve(history, label=unit)
             pictures.append(picture_of(curve, f"Training curve: {name}", text + "."))
     return pictures

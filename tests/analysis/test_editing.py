@@ -262,8 +262,13 @@ def test_a_density_tells_walks_round_a_ring_from_walks_across_it():
     def ring_nll(rows):
         return 0.5 * ((rows.norm(dim=1) - 3) / 0.1) ** 2
 
-    bent = torch.stack([3 * torch.linspace(0.2, 3.0, 5, dtype=torch.float64).cos(),
-                        3 * torch.linspace(0.2, 3.0, 5, dtype=torch.float64).sin()], 1).expand(2, 5, 2)  # fmt: skip
+    bent = torch.stack(
+        [
+            3 * torch.linspace(0.2, 3.0, 5, dtype=torch.float64).cos(),
+            3 * torch.linspace(0.2, 3.0, 5, dtype=torch.float64).sin(),
+        ],
+        1,
+    ).expand(2, 5, 2)
     straight = latent_walk(ring[:2], ring[-2:], 5)
     result = walk_density({"round": bent, "across": straight}, ring_nll, name="ring")
     assert result.difference["across"] > 100

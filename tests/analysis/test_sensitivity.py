@@ -162,5 +162,11 @@ def test_the_figure_sorts_the_bars_and_marks_the_baselines():
     assert len(figure.legends[0].get_texts()) == 4
     assert result.caption.index(f"{longest.name} {longest.edit.euclidean:.3g}") > 0
     assert set(result.to_dict()["concepts"][0]) == {
-        "name", "width", "moved", "edit", "same_width", "same_norm", "ratio",
-    }  # fmt: skip
+        "name",
+        "width",
+        "moved",
+        "edit",
+        "same_width",
+        "same_norm",
+        "ratio",
+    }

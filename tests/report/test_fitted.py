@@ -59,7 +59,12 @@ def test_a_fitted_interpreter_gives_a_whole_report(fitted, tmp_path):
 def test_a_loaded_interpreter_gives_one_too(fitted, loaded, tmp_path):
     write_fitted_report(loaded, fitted.examples_.images[:5], None, str(tmp_path / "a.html"))
     text = (tmp_path / "a.html").read_text()
-    for part in ("Measured anew, on 5 images.", "Histogram of v", "How training went", "8 steps of 32 pairs"):
+    for part in (
+        "Measured for this report, on 5 images.",
+        "Histogram of v",
+        "How training went",
+        "8 steps of 32 pairs",
+    ):
         assert part in text, part
 
 

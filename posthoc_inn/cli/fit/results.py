@@ -76,7 +76,7 @@ def finished_run(options: FitOptions) -> None:
         metrics = json.loads(directory.metrics.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BundleError(
-            f"The run in {options.out} was finished, but {directory.metrics} cannot be read ({error}). Start it anew "
+            f"The run in {options.out} was finished, but {directory.metrics} cannot be read ({error}). Start again "
             "with --overwrite."
         ) from error
     if not options.as_json:
