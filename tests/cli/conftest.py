@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from posthoc_inn import config
 from posthoc_inn.cli.fit import classifier as classifier_stage
 from posthoc_inn.cli.fit import run as fit_run
 from posthoc_inn.cli.main import main
+from posthoc_inn.config import PRESETS, FitConfig, preset
 from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.report import figures
 
@@ -36,8 +36,8 @@ class Answer:
         return json.loads(self.out)
 
 
-def tiny_preset() -> config.FitConfig:
-    usual = config.preset("default")
+def tiny_preset() -> FitConfig:
+    usual = preset("default")
     steps = {"steps": 8, "batch_size": 16, "eval_every": 4, "checkpoint_every": 4}
     return usual.replace(
         latent_dim=4,
@@ -51,7 +51,7 @@ def tiny_preset() -> config.FitConfig:
 
 
 def make_quick(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(config._PRESETS, "default", tiny_preset())
+    patch.setitem(PRESETS, "default", tiny_preset())
     patch.setattr(classifier_stage, "estimate", lambda *args: 1.0)
     patch.setattr(fit_run, "CLASSIFIER_TRAINING", fit_run.CLASSIFIER_TRAINING.replace(batch_size=16))
     patch.setattr(figures.to_png, "__defaults__", (30,))
