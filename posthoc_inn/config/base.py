@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -33,10 +34,24 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is None or hint is type(None):
         return value is None
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return _is_whole(value)
     return isinstance(value, hint)
+
+
+def _is_whole(value: Any) -> bool:
+    # 63 bits are what torch's sizes and seeds hold; far longer numbers cannot even be written into a message.
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _shown(value: Any) -> str:
+    """Return `value` for a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more than 4300 digits
+        return f"a value of the type {type(value).__name__} that is too long to be shown"
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _from_plain(value: Any, hint: Any) -> Any:
@@ -61,7 +76,7 @@ class Config:
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
             if not _fits(value, hints[f.name]):
-                problems.check(False, f"{f.name} must be {_readable(hints[f.name])}, got {value!r}")
+                problems.check(False, f"{f.name} must be {_readable(hints[f.name])}, got {_shown(value)}")
         problems.raise_if_any()
         self._check(problems)
         problems.raise_if_any()
@@ -94,7 +109,7 @@ class Config:
         problems = Problems(cls.__name__)
         for key in data:
             if key not in fields:
-                problems.check(False, f"unknown key {key!r}. {suggest(str(key), fields)}")
+                problems.check(False, f"unknown key {_shown(key)}. {suggest(str(key)[:100], fields)}")
         for f in fields.values():
             has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
             problems.check(f.name in data or has_default, f"missing key {f.name!r}")
@@ -107,7 +122,12 @@ class Config:
         return dataclasses.replace(self, **changes)
 
 
+_WORDS = {int: "a whole number of at most 63 bits", float: "a finite number", bool: "true or false", str: "text"}
+
+
 def _readable(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(repr(a) for a in typing.get_args(hint))
+    if hint in _WORDS:
+        return _WORDS[hint]
     return getattr(hint, "__name__", str(hint)).replace("typing.", "")
