@@ -37,6 +37,9 @@ def open_data(data: Any, batch_size: int) -> tuple[int | None, Reader]:
     arrays = _as_arrays(data)
     if arrays is not None:
         images, labels, rows = arrays
+        images = as_tensor(images, where="the data") if isinstance(images, Tensor) else images
+        if images.ndim == 0:
+            raise DataError(f"Data must be images (N, C, H, W), got one number: {images!r}.")
         return len(images) if rows is None else len(rows), lambda: _array_batches(images, labels, rows, batch_size)
     if isinstance(data, DataLoader):
         return _loader_length(data), lambda: _loader_batches(data, batch_size)
@@ -121,9 +124,13 @@ def _array_batches(
 
 
 def _label_rows(labels: Any, key: Any) -> Any:
-    if labels is None or isinstance(labels, Tensor) or isinstance(key, slice):
-        return None if labels is None else labels[key] if hasattr(labels, "__getitem__") else None
-    return np.asarray(labels)[key.numpy()]
+    """Return the labels of some rows; text, which is never a label, where they have no such rows."""
+    if labels is None:
+        return None
+    try:
+        return labels[key] if isinstance(labels, Tensor) or isinstance(key, slice) else np.asarray(labels)[key.numpy()]
+    except (TypeError, ValueError, LookupError, RuntimeError):
+        return ""
 
 
 def _loader_length(loader: DataLoader[Any]) -> int | None:
