@@ -118,7 +118,7 @@ def run(document, block, namespace):
 def few_steps(monkeypatch, tmp_path):
     tiny = tiny_default(64)
     tiny = tiny.replace(concepts=tiny.concepts.replace(blocks=2, width=8, training=STEPS))
-    monkeypatch.setitem(config._PRESETS, "default", tiny)
+    monkeypatch.setitem(config.PRESETS, "default", tiny)
     monkeypatch.chdir(tmp_path)
 
 

@@ -19,9 +19,9 @@ from posthoc_inn.concepts.style_features import MIN_SIDE
 from posthoc_inn.concepts.stylize import Progress, Stylizer
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnWarning, Problems, ShapeError, is_count
 from posthoc_inn.images import fit_canonical, load_image, match_channels
-from posthoc_inn.images.batches import PrivateRandomness
 from posthoc_inn.images.convert import read_sample
 from posthoc_inn.images.image_files import PathLike
+from posthoc_inn.images.randomness import PrivateRandomness
 from posthoc_inn.images.spec import check_canonical
 
 GREY = 0.02

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from types import TracebackType
+from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset, TensorDataset
 
 from posthoc_inn.errors import DataError, Problems, is_count
 from posthoc_inn.images.convert import (
-    IMAGE_KEYS,
     Labels,
     Sample,
     as_labels,
-    as_tensor,
     check_images,
-    collate,
     ragged,
-    read_sample,
-    take_apart,
 )
+from posthoc_inn.images.opening import open_data
+from posthoc_inn.images.randomness import PrivateRandomness
 from posthoc_inn.seeds import derived
 
 CHECKED = 64
@@ -42,36 +34,6 @@ class Batch(TypedDict):
     images: Tensor
     labels: Labels
     index: Tensor | None
-
-
-class PrivateRandomness:
-    """While entered, the global generators of torch, NumPy and Python are replaced by others.
-
-    Users' transforms draw from the global generators: this way they are reproducible, and the caller's own
-    generators are left alone.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._torch = torch.Generator().manual_seed(derived(seed, "torch")).get_state()
-        # NumPy's old generator takes 32 bits.
-        self._numpy = np.random.RandomState(derived(seed, "numpy") % 2**32).get_state()
-        self._python = random.Random(derived(seed, "python")).getstate()
-
-    def __enter__(self) -> PrivateRandomness:
-        self._swap()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._swap()
-
-    def _swap(self) -> None:
-        outer = torch.get_rng_state(), np.random.get_state(), random.getstate()
-        torch.set_rng_state(self._torch)
-        np.random.set_state(self._numpy)
-        random.setstate(self._python)
-        self._torch, self._numpy, self._python = outer
 
 
 class BatchSource:
@@ -126,7 +88,7 @@ class BatchSource:
         self._is_checked = False
         self._has_labels = False
         self._label_names: tuple[str, ...] = ()
-        self._length, self._read = _open(data, batch_size)
+        self._length, self._read = open_data(data, batch_size)
 
     # ---- what is known
 
@@ -284,9 +246,6 @@ class BatchSource:
         self.notes += [n for n in dict.fromkeys(notes) if n is not None and n not in self.notes]
 
 
-Reader = Callable[[], Iterator[tuple[Sample, "Tensor | None"]]]
-
-
 def _head(batch: Batch, n: int) -> Batch:
     labels, index = batch["labels"], batch["index"]
     cut: Labels = {k: v[:n] for k, v in labels.items()} if isinstance(labels, dict) else labels
@@ -305,190 +264,3 @@ def _join(parts: Sequence[Batch]) -> Batch:
     indices = [p["index"] for p in parts]
     index = torch.cat([i for i in indices if i is not None]) if all(i is not None for i in indices) else None
     return Batch(images=torch.cat([p["images"] for p in parts]), labels=labels, index=index)
-
-
-def _open(data: Any, batch_size: int) -> tuple[int | None, Reader]:
-    """Return how many images `data` holds, if known, and a function that starts a new pass."""
-    if isinstance(data, (str, bytes, os.PathLike)) or data is None:
-        raise DataError(
-            f"Data must be a DataLoader, a Dataset, a tensor or a list of images, got {data!r}; for a file "
-            f"or folder use ImageFiles(folder, size=64) or load_image_files(paths)."
-        )
-    arrays = _as_arrays(data)
-    if arrays is not None:
-        images, labels, rows = arrays
-        return len(images) if rows is None else len(rows), lambda: _array_batches(images, labels, rows, batch_size)
-    if isinstance(data, DataLoader):
-        return _loader_length(data), lambda: _loader_batches(data, batch_size)
-    if hasattr(data, "__next__"):
-        raise DataError(_only_once(data))
-    is_stream = isinstance(data, IterableDataset) or not hasattr(data, "__getitem__")
-    if not is_stream and isinstance(data, (list, tuple)) and data and _is_ready_batch(data[0]):
-        is_stream = True
-    if is_stream:
-        if not isinstance(data, Iterable):
-            raise DataError(
-                f"Data must be a DataLoader, a Dataset, a tensor or a list of images, got {type(data).__name__}."
-            )
-        with PrivateRandomness(0):  # an __iter__ may draw its order at once
-            is_same = iter(data) is iter(data)
-        if is_same:
-            raise DataError(_only_once(data))
-        is_counted = isinstance(data, IterableDataset) and isinstance(data, Sized)
-        return len(data) if is_counted else None, lambda: _rebatch(iter(data), batch_size)  # type: ignore[arg-type]
-    if isinstance(data, Mapping):
-        raise DataError(
-            f"A dict of data must hold the images as one tensor or array under one of "
-            f"{', '.join(IMAGE_KEYS)}; got the keys {', '.join(repr(k) for k in data)}."
-        )
-    if not hasattr(data, "__len__"):
-        raise DataError(f"The data set {type(data).__name__} has no __len__; add one, or make it an IterableDataset.")
-    return len(data), lambda: _dataset_batches(data, batch_size)
-
-
-def _only_once(data: Any) -> str:
-    return (
-        f"Data of the type {type(data).__name__} can be read only once, but several passes are needed; pass "
-        f"a Dataset, a DataLoader, list(...) of it, or an object whose __iter__ starts anew."
-    )
-
-
-def _is_ready_batch(sample: Any) -> bool:
-    images = take_apart(sample)[0] if isinstance(sample, (tuple, list, Mapping)) and sample else sample
-    return isinstance(images, (Tensor, np.ndarray)) and images.ndim == 4
-
-
-def _as_arrays(data: Any) -> tuple[Any, Any, Tensor | None] | None:
-    """Return images, labels and the chosen rows (None: all) where the data lies in memory as a whole."""
-    rows: Tensor | None = None
-    while isinstance(data, Subset):
-        chosen = torch.as_tensor(np.asarray(data.indices)).long().reshape(-1)
-        rows = chosen if rows is None else chosen[rows]
-        data = data.dataset
-    if isinstance(data, TensorDataset):
-        # type() keeps subclasses with a __getitem__ of their own on the slow path.
-        if type(data) is not TensorDataset:
-            return None
-        tensors = data.tensors
-        return tensors[0], tensors[1] if len(tensors) > 1 else None, rows
-    if isinstance(data, (Tensor, np.ndarray)):
-        return data, None, rows
-    if isinstance(data, Mapping) and not any(k in data for k in IMAGE_KEYS):
-        return None
-    if isinstance(data, (tuple, list, Mapping)) and data:
-        images, labels = take_apart(data)
-        whole = isinstance(images, (Tensor, np.ndarray)) and (images.ndim == 4 or isinstance(data, Mapping))
-        has_batch = isinstance(labels, (Tensor, np.ndarray)) and labels.ndim == 4
-        is_pair = len(data) == 2 and labels is not None and not has_batch
-        if whole and (is_pair or isinstance(data, Mapping)):
-            return images, labels, rows
-    return None
-
-
-def _array_batches(
-    images: Any, labels: Any, rows: Tensor | None, batch_size: int
-) -> Iterator[tuple[Sample, Tensor | None]]:
-    count = len(images) if rows is None else len(rows)
-    named = labels if isinstance(labels, Mapping) else {"": labels}
-    for start in range(0, count, batch_size):
-        stop = min(start + batch_size, count)
-        index = torch.arange(start, stop)
-        key: Any = slice(start, stop) if rows is None else rows[start:stop]
-        part = images[key if isinstance(images, Tensor) or rows is None else key.numpy()]
-        cut = {k: _label_rows(v, key) for k, v in named.items()}
-        sample = Sample(as_tensor(part, where="the data"), cut if isinstance(labels, Mapping) else cut[""], True)
-        yield sample, index
-
-
-def _label_rows(labels: Any, key: Any) -> Any:
-    if labels is None or isinstance(labels, Tensor) or isinstance(key, slice):
-        return None if labels is None else labels[key] if hasattr(labels, "__getitem__") else None
-    return np.asarray(labels)[key.numpy()]
-
-
-def _loader_length(loader: DataLoader[Any]) -> int | None:
-    """Count a loader's images, those of a dropped last batch left out."""
-    counted: Any = loader.dataset if isinstance(loader.dataset, IterableDataset) else loader.sampler
-    if loader.batch_size is None:
-        return None
-    try:
-        count = len(counted)
-    except (TypeError, NotImplementedError):
-        return None
-    return count // loader.batch_size * loader.batch_size if loader.drop_last else count
-
-
-def _loader_batches(loader: DataLoader[Any], batch_size: int) -> Iterator[tuple[Sample, Tensor | None]]:
-    is_ordered = isinstance(loader.sampler, SequentialSampler) and loader.batch_size is not None
-    iterator = _explained(lambda: iter(loader), _explained_next)
-    if loader.batch_sampler is None:
-        return _rebatch(iterator, batch_size)
-    return _number((read_sample(s, where=f"batch {i}", expect_batch=True) for i, s in enumerate(iterator)), is_ordered)
-
-
-def _number(samples: Iterator[Sample], is_ordered: bool) -> Iterator[tuple[Sample, Tensor | None]]:
-    seen = 0
-    for sample in samples:
-        count = len(sample.images)
-        yield sample, torch.arange(seen, seen + count) if is_ordered else None
-        seen += count
-
-
-def _explained_next(iterator: Iterator[Any]) -> Any:
-    """Fetch the next batch; what PyTorch's default_collate cannot stack is said in words."""
-    try:
-        return next(iterator)
-    except RuntimeError as error:
-        if "stack expects each tensor to be equal size" in str(error) or "resize storage" in str(error):
-            raise DataError(
-                "The loader's images differ in size or channels, so that it cannot stack them; resize them "
-                "to one size, for example with torchvision.transforms.Resize((64, 64)), and convert all to "
-                "colour or all to grey."
-            ) from error
-        raise
-    except TypeError as error:
-        if "default_collate" in str(error) and "PIL" in str(error):
-            raise DataError(
-                "The loader's data set yields Pillow images, which it cannot stack; add "
-                "torchvision.transforms.ToTensor() to its transform, or pass the data set itself."
-            ) from error
-        raise
-
-
-def _explained(start: Callable[[], Iterator[Any]], fetch: Callable[[Iterator[Any]], Any]) -> Iterator[Any]:
-    iterator = start()
-    while True:
-        try:
-            item = fetch(iterator)
-        except StopIteration:
-            return
-        yield item
-
-
-def _rebatch(samples: Iterator[Any], batch_size: int) -> Iterator[tuple[Sample, Tensor | None]]:
-    """Collect single images into batches; batches pass as they are."""
-    waiting: list[Sample] = []
-    for i, raw in enumerate(samples):
-        sample = read_sample(raw, where=f"item {i}")
-        if sample.is_batch:
-            if waiting:
-                yield collate(waiting, where=f"the items before {i}"), None
-                waiting = []
-            yield sample, None
-            continue
-        waiting.append(sample)
-        if len(waiting) == batch_size:
-            yield collate(waiting, where=f"items {i + 1 - batch_size} to {i}"), None
-            waiting = []
-    if waiting:
-        yield collate(waiting, where="the last items"), None
-
-
-def _dataset_batches(data: Any, batch_size: int) -> Iterator[tuple[Sample, Tensor | None]]:
-    fetch_many = getattr(data, "__getitems__", None)
-    count = len(data)
-    for start in range(0, count, batch_size):
-        rows = list(range(start, min(start + batch_size, count)))
-        where = f"items {rows[0]} to {rows[-1]}"
-        raw = fetch_many(rows) if callable(fetch_many) else [data[i] for i in rows]
-        yield collate([read_sample(r, where=where) for r in raw], where=where), torch.tensor(rows)

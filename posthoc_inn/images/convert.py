@@ -119,11 +119,17 @@ def as_tensor(images: Any, *, where: str) -> Tensor:
     """Turn a tensor, an array or anything else with an array's interface into a plain tensor, dtype kept.
 
     Raises:
-        DataError: It is no array of numbers.
+        DataError: It is no array of numbers, or one whose values are not all there.
     """
     if isinstance(images, Tensor):
-        plain = images if type(images) is Tensor else images.as_subclass(Tensor)
-        return plain.detach()
+        if not _is_dense(images):
+            kind = (
+                "nested" if images.is_nested else "without values (on the meta device)" if images.is_meta else "sparse"
+            )
+            raise DataError(f"{where.capitalize()} holds a tensor that is {kind}; pass dense ones, all of one size.")
+        return _plain(images)
+    if isinstance(images, np.ma.MaskedArray) and images.dtype.names is None and np.ma.is_masked(images):
+        raise DataError(f"{where.capitalize()} holds an array with masked values; fill them, with array.filled(0).")
     if isinstance(images, (numbers.Number, str, bytes)) or images is None:
         hint = " Read files with load_image_files or ImageFiles." if _is_text(images) else ""
         raise DataError(
@@ -131,14 +137,26 @@ def as_tensor(images: Any, *, where: str) -> Tensor:
             f"(image, label) or a dict with the key 'image'.{hint}"
         )
     try:
-        array = np.asarray(images)
-        # Copied: torch warns about memory that it may not write to (memory maps, Pillow's buffers).
-        return torch.from_numpy(np.array(array, order="C"))
+        return _copied(np.asarray(images))
     except (TypeError, ValueError) as error:
         raise DataError(
             f"{where.capitalize()} holds {_short(images)} where an image is expected; yield a tensor (C, H, "
             f"W), an array or a Pillow image."
         ) from error
+
+
+def _copied(array: np.ndarray[Any, Any]) -> Tensor:
+    # Copied: torch warns about memory that it may not write to (memory maps, Pillow's buffers), and knows
+    # no foreign byte order.
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return (tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)).detach()
 
 
 def _short(value: Any) -> str:
@@ -271,7 +289,7 @@ def _label_tensor(raw: Any, count: int) -> Tensor | None:
 def _numbers(raw: Any) -> Tensor | None:
     """Return numbers in any of their guises as a plain tensor, or None."""
     if isinstance(raw, Tensor):
-        return (raw if type(raw) is Tensor else raw.as_subclass(Tensor)).detach()
+        return _plain(raw) if _is_dense(raw) else None
     if raw is None or isinstance(raw, (str, bytes, Mapping)):
         return None
     try:
@@ -282,4 +300,5 @@ def _numbers(raw: Any) -> Tensor | None:
         return None
     # Python's floats become torch's default type, as default_collate has it, not double.
     is_python = isinstance(raw, (float, list, tuple)) and array.dtype == np.float64
-    return torch.from_numpy(np.array(array.astype(np.float32) if is_python else array, order="C"))
+    with np.errstate(over="ignore"):
+        return _copied(array.astype(np.float32) if is_python else array)

@@ -33,7 +33,7 @@ class Answer:
 
 def make_quick(patch: pytest.MonkeyPatch) -> None:
     """Make the default preset, the classifier and the drawings small."""
-    patch.setitem(config._PRESETS, "default", tiny_default())
+    patch.setitem(config.PRESETS, "default", tiny_default())
     patch.setattr(classifier_stage, "estimate", lambda *args: 1.0)
     patch.setattr(fit_run, "CLASSIFIER_TRAINING", fit_run.CLASSIFIER_TRAINING.replace(batch_size=16))
     patch.setattr(figures.to_png, "__defaults__", (30,))

@@ -70,7 +70,7 @@ def fitted(manager, out):
 def command_line(*arguments):
     """Run the command line in this process, at tiny sizes, until it ends well."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(config._PRESETS, "default", TINY)
+        patch.setitem(config.PRESETS, "default", TINY)
         with pytest.raises(SystemExit) as exit_:
             main([str(argument) for argument in arguments])
     assert not exit_.value.code

@@ -1,0 +1,91 @@
+"""Configurations of whole fits by name, those of MSC tab. S10 among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from posthoc_inn.config.parts import Activation, FitConfig, FlowConfig, TrainConfig
+from posthoc_inn.errors import ConfigError, suggest
+
+_AUTOENCODER_TRAINING = TrainConfig(
+    steps=12000, batch_size=64, lr=3e-3, weight_decay=0.0, warmup=0.02, clip=1.0, eval_every=1000, patience=0
+)
+_FLOW_TRAINING = TrainConfig(steps=14_000, lr=3e-3, weight_decay=0.3, eval_every=1000, patience=4)
+
+
+def _preset(
+    name: str,
+    *,
+    dim: int = 64,
+    blocks: int,
+    width: int,
+    depth: int = 2,
+    separate_nets: bool = False,
+    context_dim: int = 128,
+    autoencoder: TrainConfig = _AUTOENCODER_TRAINING,
+    training: TrainConfig = _FLOW_TRAINING,
+    dropout: float = 0.0,
+    autoencoder_width: int = 32,
+    activation: Activation = "silu",
+) -> FitConfig:
+    flow = FlowConfig(
+        dim=dim,
+        context_dim=context_dim,
+        blocks=blocks,
+        width=width,
+        depth=depth,
+        separate_nets=separate_nets,
+        dropout=dropout,
+        activation=activation,
+    )
+    return FitConfig(
+        preset=name,
+        latent_dim=dim,
+        autoencoder_width=autoencoder_width,
+        context_dim=context_dim,
+        conditioner_width=max(256, context_dim),
+        conditioner_depth=1,
+        flow=flow,
+        autoencoder_training=autoencoder,
+        flow_training=training,
+    )
+
+
+# The papers train for very long on GPUs; their presets keep the shapes of MSC tab. S10 and a usual recipe.
+_PAPER_TRAINING = TrainConfig(steps=100_000, batch_size=16, lr=1e-4, optimizer="adam", weight_decay=0.0, patience=10)
+_PAPER: dict[str, Any] = {"separate_nets": True, "training": _PAPER_TRAINING, "activation": "leaky_relu"}
+PRESETS: dict[str, FitConfig] = {
+    p.preset: p
+    for p in (
+        _preset("default", blocks=8, width=256, dropout=0.1),
+        _preset(
+            "quick",
+            blocks=8,
+            width=192,
+            dropout=0.2,
+            autoencoder=_AUTOENCODER_TRAINING.replace(steps=3000, eval_every=500),
+            training=_FLOW_TRAINING.replace(steps=1800, eval_every=200),
+        ),
+        # The papers' h_d counts what lies between first and last hidden layer: 2 there is a depth of 3 here.
+        _preset("paper-comparison", dim=128, blocks=20, width=1024, depth=3, **_PAPER),
+        _preset("paper-facenet", dim=128, blocks=20, width=512, depth=3, autoencoder_width=64, **_PAPER),
+        _preset("paper-texture", dim=268, blocks=20, width=1024, depth=3, autoencoder_width=64, **_PAPER),
+    )
+}
+"""Name -> configuration, in the order in which they are listed."""
+
+
+def preset(name: str) -> FitConfig:
+    """Return the preset called `name`.
+
+    Raises:
+        ConfigError: There is none; the message lists the nearest names.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"There is no preset {name!r}. {suggest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def preset_names() -> list[str]:
+    """Return the names of all presets."""
+    return list(PRESETS)
