@@ -32,8 +32,8 @@ def net():
 def test_a_classifier_learns_digits_in_random_colours(rows):
     with seeded_init():
         model = SmallCNN(2, width=8)
-    task = ClassifierTask(model, SPEC, rows, rows, batch_size=32, steps=100, seed=0)
-    history = train(task, TrainConfig(steps=100, batch_size=32, lr=1e-2, eval_every=100, patience=0))
+    task = ClassifierTask(model, SPEC, rows, rows, batch_size=32, steps=200, seed=0)
+    history = train(task, TrainConfig(steps=200, batch_size=32, lr=1e-2, eval_every=200, patience=0))
     assert history.rows[-1]["accuracy"] > 0.9
     assert not model.training
 
