@@ -54,8 +54,7 @@ def classes_of(labels: Any) -> Tensor:
     got = "none" if labels is None else f"names {', '.join(labels)}" if isinstance(labels, Mapping) else "other labels"
     raise DataError(
         f"Training the model needs one class an image (integers from 0), and the data has {got}. Give the model's "
-        "weights "
-        "instead (--weights FILE), or data with classes, such as a folder with one subfolder a class."
+        "weights instead (--weights FILE), or data with classes, such as a folder with one subfolder a class."
     )
 
 
