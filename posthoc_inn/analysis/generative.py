@@ -18,6 +18,7 @@ from posthoc_inn.errors import ConfigError, DataError, Problems
 from posthoc_inn.objectives import drawn
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.protocols import Decoder
+from posthoc_inn.seeds import derived
 
 CHUNK = 512
 """Images made at a time."""
@@ -226,7 +227,7 @@ def _of_samples(
     values, pictures = [], torch.empty(0)
     for trial in range(trials):
         sampled.forget_generated()
-        made = generate_batches(pipeline, model, count, seed * 1_000_003 + trial + 1, dim=pipeline.latent_dim)
+        made = generate_batches(pipeline, model, count, derived(seed, "trial", trial), dim=pipeline.latent_dim)
         for batch in made:
             sampled.add(network(batch), real=False)
             pictures = pictures if len(pictures) else batch[:SHOWN]

@@ -13,6 +13,7 @@ from posthoc_inn.flows import computing_in
 from posthoc_inn.objectives import drawn, encoder_noise_entropy, standard_normal_nll
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.rows.cache import Cache
+from posthoc_inn.seeds import derived
 from posthoc_inn.training import History, Verdict
 
 
@@ -101,7 +102,7 @@ def likelihood(
         low_v, low_nll = pipeline.invariances(z_bar[:LOOKS], context[:LOOKS])
         low_back = _inverse(pipeline, low_v, context)
         low_sample = _inverse(pipeline, v, context)
-    train_z, train_z_bar, _ = _drawn(train, limit, seed + 1)
+    train_z, train_z_bar, _ = _drawn(train, limit, derived(seed, "train"))
     _, train_nll = pipeline.invariances(train_z_bar, pipeline.context(train_z))
     nll, train_mean = nll.double().cpu(), float(train_nll.double().mean())
     verdict = history.verdict(tolerance=0.25)

@@ -20,6 +20,7 @@ from posthoc_inn.drawing import BLUE, INK, ORANGE, SOFT, new_figure, plain
 from posthoc_inn.errors import ConfigError, Problems, ShapeError
 from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.pipeline import Pipeline
+from posthoc_inn.seeds import derived
 
 Head = Callable[[Tensor], Tensor]
 """Class scores (B, classes) of representations or latents (B, *shape)."""
@@ -311,7 +312,7 @@ class _Walks:
 
     def along(self, concepts: ConceptModel, number: int, joined: Tensor) -> _Walked:
         """Walk in one factor of e; `joined` is e(start), (B, D)."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed(derived(self.seed, "walk", number))
         columns, classes = factor_columns(concepts, number), self.at_start.shape[1]
         first, steps = self.at_start.argmax(1), self.steps
         spread, changed, distinct, moved, kept = [], [], [], [], []

@@ -22,6 +22,7 @@ from posthoc_inn.analysis.results import Result
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.drawing import INK, PALETTE, SOFT, new_figure, plain
 from posthoc_inn.errors import ConfigError, Problems, ShapeError
+from posthoc_inn.seeds import derived
 from posthoc_inn.training.threads import using_threads
 
 
@@ -154,7 +155,7 @@ def response_embedding(
     walks = []
     for number in numbers:
         columns = factor_columns(concepts, number)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed(derived(seed, "walk", number))
         factors = own.repeat(steps + 1, 1)
         factors[:, columns] = ornstein_uhlenbeck(own[:, columns], steps, correlation, generator)[0]
         walks.append(concepts.inverse(factors).flatten(1).float().cpu())

@@ -15,6 +15,7 @@ from posthoc_inn.analysis.response import ornstein_uhlenbeck, response
 from posthoc_inn.analysis.response_embedding import nearest_labels, response_embedding
 from posthoc_inn.errors import ConfigError, PluginError, ShapeError, UnknownNameError
 from posthoc_inn.images import apply_spec
+from posthoc_inn.seeds import derived
 
 D = 6
 
@@ -82,7 +83,7 @@ def slow_response(e, x, head, number, steps, a, seed):
     """All statistics of one factor, image by image and step by step."""
     part = e.part(number)
     joined = e.joined(x)
-    walk = ornstein_uhlenbeck(joined[:, part], steps, a, seeded(seed * 1_000_003 + number))
+    walk = ornstein_uhlenbeck(joined[:, part], steps, a, seeded(derived(seed, "walk", number)))
     spreads, changed, classes, moved = [], [], [], []
     for i in range(len(x)):
         start = head(x[i : i + 1]).numpy()[0]
