@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any
 
 
-def plain(value: Any, *, finite: bool = True) -> Any:
-    """Return what JSON can hold: keys as text, tuples as lists, and what has `to_dict` as that says.
+def plain(value: Any) -> Any:
+    """Return what JSON can hold: keys as text, tuples as lists, figures that are not finite as None.
 
-    Args:
-        value: Anything; what is neither a container nor has `to_dict` stays as it is.
-        finite: Whether figures that are not finite become None.
+    What has a `to_dict` becomes what that returns; anything else stays as it is.
 
     >>> plain({"a": (1.0, float("nan")), 2: [float("inf")]})
     {'a': [1.0, None], '2': [None]}
     """
     if isinstance(value, Mapping):
-        return {str(k): plain(v, finite=finite) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v, finite=finite) for v in value]
+        return [plain(v) for v in value]
     if callable(getattr(value, "to_dict", None)):
         return value.to_dict()
-    return None if finite and isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
