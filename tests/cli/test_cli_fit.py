@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from posthoc_inn import Interpreter
 from posthoc_inn.builtin.small_cnn import SmallCNN
 from posthoc_inn.bundle import load_bundle
 from posthoc_inn.cli.fit import options as fit_options
@@ -276,3 +277,12 @@ def test_the_model_is_left_as_it_is(ask, pictures, own_code, monkeypatch):
     assert "gets its images in [0, 1]" in answer.out
     assert all(torch.equal(value, before[name]) for name, value in seen[0].state_dict().items())
     assert all(p.grad is None for p in seen[0].parameters())
+
+
+def test_a_loaded_run_has_the_metrics_that_stand_beside_its_bundle(finished):
+    from posthoc_inn.builtin.small_cnn import small_cnn
+
+    model = small_cnn(weights=str(finished / "bundle" / "model.safetensors"), num_classes=2)
+    loaded = Interpreter.load(finished / "bundle", model=model)
+    assert loaded.metrics_ == json.loads((finished / "metrics.json").read_text())
+    assert "writing" in loaded.metrics_["seconds"]
