@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from posthoc_inn.analysis.frechet import FeatureNetwork, Features, Frechet, batches, comparability, inception_weights
@@ -19,6 +19,9 @@ from posthoc_inn.objectives import drawn
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.protocols import Decoder
 from posthoc_inn.seeds import derived
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CHUNK = 512
 """Images made at a time."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from posthoc_inn import drawing
@@ -15,6 +14,10 @@ from posthoc_inn.analysis.results import Result, by_name
 from posthoc_inn.concepts import RANDOM, RESIDUAL, ConceptModel
 from posthoc_inn.errors import ConfigError, ShapeError
 from posthoc_inn.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MEASURES = ("total_effect", "first_order", "interaction", "explained_by_v")
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from posthoc_inn.analysis.editing import Names, factor_columns, listed_factors
@@ -21,6 +21,9 @@ from posthoc_inn.errors import ConfigError, Problems, ShapeError
 from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.seeds import derived
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Head = Callable[[Tensor], Tensor]
 """Class scores (B, classes) of representations or latents (B, *shape)."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
@@ -24,6 +21,10 @@ from posthoc_inn.drawing import INK, PALETTE, SOFT, new_figure, plain
 from posthoc_inn.errors import ConfigError, Problems, ShapeError
 from posthoc_inn.seeds import derived
 from posthoc_inn.training.threads import using_threads
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class ResponseEmbedding(Result):
             plain(ax)
             ax.set_xticks([])
             ax.set_yticks([])
+        from matplotlib.lines import Line2D
+
         shown = [
             Line2D([], [], marker="o", linestyle="", color=colors[k % len(colors)], label=name)
             for k, name in enumerate(self.class_names[:24])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from posthoc_inn import drawing
@@ -15,6 +14,9 @@ from posthoc_inn.analysis.results import Result
 from posthoc_inn.errors import ConfigError
 from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CONCLUSION = (
     "What to conclude: what changes along a row, the layer has thrown away; what stays the same along a row, it keeps."

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from posthoc_inn.analysis.editing import Names, factor_columns, listed_factors
@@ -19,6 +17,10 @@ from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.drawing import BLUE, INK, ORANGE, RED, SOFT, new_figure, plain
 from posthoc_inn.errors import ConfigError, Problems, ShapeError
 from posthoc_inn.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Edit = Literal["swap", "resample"]
 At = Literal["layer", "output"]

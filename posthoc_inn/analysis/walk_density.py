@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from posthoc_inn.analysis.results import Result
@@ -16,6 +15,10 @@ from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.drawing import INK, PALETTE, axes, plain
 from posthoc_inn.errors import ConfigError, ShapeError
 from posthoc_inn.objectives import flow_nll
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CHUNK = 4096
 """Latents whose likelihood is computed at a time."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from posthoc_inn.drawing.library import matplotlib
 from posthoc_inn.errors import ShapeError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, SOFT, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 BLUE, ORANGE, RED = "#2f6fb3", "#d9822b", "#c23b3b"
@@ -20,8 +22,8 @@ BLUE, ORANGE, RED = "#2f6fb3", "#d9822b", "#c23b3b"
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of a size in inches, with a canvas of its own."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure: Figure = matplotlib("figure").Figure(figsize=(width, height), layout="constrained")
+    matplotlib("backends.backend_agg").FigureCanvasAgg(figure)
     return figure
 
 

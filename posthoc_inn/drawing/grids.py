@@ -5,15 +5,17 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from posthoc_inn.drawing.axes import GRID, INK, RED, SOFT, axes, picture
+from posthoc_inn.drawing.library import matplotlib
 from posthoc_inn.errors import ShapeError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 GAP = 0.1
 """Space between pictures, as a share of a picture's side, which is the unit of all that follows."""
@@ -218,7 +220,9 @@ def _draw_cell(ax: Axes, column: Column, row: int, corner: tuple[float, float], 
         color = RED if column.marked and column.marked[row] else SOFT
         ax.text(x + 0.5, y + 1.02, column.labels[row], ha="center", va="top", size=6.8, color=color)
     if column.corners and column.corners[row]:
-        ax.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=RED, linewidth=1.8, zorder=3, clip_on=False))
+        frame = matplotlib("patches").Rectangle((x, y), 1, 1, fill=False, edgecolor=RED, linewidth=1.8, zorder=3)
+        frame.set_clip_on(False)
+        ax.add_patch(frame)
         box = {"boxstyle": "square,pad=0.18", "facecolor": RED, "edgecolor": "none"}
         style: dict[str, Any] = {"ha": "right", "va": "bottom", "size": 6.5, "color": "white", "zorder": 4, "bbox": box}
         ax.text(x + 0.96, y + 0.95, column.corners[row], **style)

@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from posthoc_inn.errors import DataError
 from posthoc_inn.files import replace_file
 from posthoc_inn.report.pages import fill, picture_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAPERS = "MSC: Making Sense of CNNs (ECCV 2020). IIN: A Disentangling Invertible Interpretation Network (CVPR 2020)."
 MAX_ROWS = 60

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from posthoc_inn import __version__, analysis
@@ -21,6 +20,9 @@ from posthoc_inn.objectives import drawn
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.report.findings import findings
 from posthoc_inn.report.html import ReportContent, write_report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROWS, SAMPLES = 10, 8
 """Images that are shown, and samples of each."""

@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from posthoc_inn.analysis import Samples
@@ -18,6 +17,9 @@ from posthoc_inn.files import replace_file
 from posthoc_inn.report import figures
 from posthoc_inn.report.findings import Finding, findings, percent
 from posthoc_inn.report.pages import Picture, fill, picture_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAPERS = "MSC: Making Sense of CNNs (ECCV 2020)."
 

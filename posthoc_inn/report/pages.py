@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from posthoc_inn.drawing import to_data_uri
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("posthoc_inn.report"),

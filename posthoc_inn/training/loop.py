@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -29,6 +28,7 @@ from posthoc_inn.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from posthoc_inn.training.fabric import Fabric
 from posthoc_inn.training.history import History
 from posthoc_inn.training.schedule import learning_rate
 

@@ -8,10 +8,10 @@ import time
 from typing import Any, Literal, get_args
 
 import torch
-from lightning_fabric import Fabric
 
 from posthoc_inn.config import Precision
 from posthoc_inn.errors import ConfigError, suggest
+from posthoc_inn.training.fabric import Fabric
 
 MIN_GAIN = 1.3
 """bf16 has to be this much faster than fp32 before it is chosen on a CPU."""
