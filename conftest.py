@@ -18,6 +18,13 @@ def pytest_collect_file(file_path: Path) -> Generator[None, list[pytest.Collecto
     return [c for c in found if type(c) is pytest.Module] if TESTS in file_path.parents else found
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests half an hour, where others have the five minutes of pyproject.toml."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 def switches() -> tuple[object, ...]:
     """Return what of torch is global and neither a test nor an example may change."""
     return (
