@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 EMBEDDED = "color-digits"
 """The data set that is there without any file."""
-_SPLIT_NAMES = (("train", "training"), ("test", "val", "valid", "validation", "held_out", "heldout"))
+SIZED = 2000
+"""Images whose sizes are looked at, from their headers."""
+_SPLIT_NAMES = (
+    ("train", "training"),
+    ("test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev", "held_out", "held-out", "heldout"),
+)
 
 
 @dataclass
@@ -34,6 +39,7 @@ class Images:
         classes: Names of the classes; empty where there are none.
         draws: Passes that fit still has to make (a data set may bring its own draws).
         told: What they are, in words.
+        notes: What a user has to know of them.
     """
 
     name: str
@@ -43,6 +49,7 @@ class Images:
     classes: Sequence[str] = ()
     draws: int = 1
     told: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def is_folder(manager: PluginManager, name: str) -> bool:
@@ -111,17 +118,13 @@ def folder_images(
     Raises:
         DataError: There are no images, or too few.
     """
-    from posthoc_inn.images import find_image_files, load_image
+    from posthoc_inn.images import find_image_files
 
     kept = _other_folder(held_out)
     learned = folder
     if kept is None and held_out is None:
         learned, kept = _own_split(folder)
-    files = find_image_files(learned)
-    picks = [files[k * (len(files) - 1) // 15] for k in range(16)] if len(files) > 16 else files
-    native = min(min(load_image(f).shape[1:]) for f in picks)
-    wanted = max(needed or native, size or 0)
-    side = max(8, min(native, wanted) if size is None else max(size, min(native, wanted)))
+    side, note = _reading_side(find_image_files(learned), size=size, needed=needed)
     share = 0.1 if held_out is None or kept is not None else _share(held_out)
     parts = [
         LabelledFolder(root, side, channels=channels, train=part, held_out=share, seed=seed)
@@ -142,7 +145,30 @@ def folder_images(
         classes=classes,
         told=f"{folder}: {len(parts[0]):,} images to learn from, {len(parts[1]):,} held out, {labelled}, read at "
         f"{side} px",
+        notes=(note,) if note else (),
     )
+
+
+def _reading_side(files: list[Path], *, size: int | None, needed: int | None) -> tuple[int, str]:
+    """Return the side at which images are read, and how many of them are smaller.
+
+    That of the model where it has one, whatever a few images are like; else the middle one of the images'.
+
+    Args:
+        files: The images.
+        size: Side of the autoencoder's images, or None.
+        needed: Side at which the model looks at images, or None where it takes what it gets.
+    """
+    from posthoc_inn.images.image_files import image_size
+
+    picks = [files[k * (len(files) - 1) // (SIZED - 1)] for k in range(SIZED)] if len(files) > SIZED else files
+    sides = sorted(side for side in (min(image_size(file)) for file in picks) if side) or [8]
+    side = max(needed or sides[len(sides) // 2], size or 0, 8)
+    small = sum(s < side for s in sides)
+    if not small:
+        return side, ""
+    of = f"{len(files):,} images" if len(picks) == len(files) else f"{SIZED:,} images looked at"
+    return side, f"{small:,} of {of} are smaller than the {side} px at which they are read, and are enlarged."
 
 
 class LabelledFolder:

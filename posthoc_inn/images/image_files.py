@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -21,6 +22,12 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 50_000_000
 SUFFIXES = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",)}
 
+OTHER_IMAGES = (
+    *(".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".pnm", ".tga"),
+    *(".dcm", ".exr", ".hdr", ".cr2", ".nef", ".dng", ".psd", ".svg"),
+)
+"""Endings of images that are not read; a folder that has some says how many."""
+
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
 
@@ -36,9 +43,7 @@ def pil_to_tensor(image: Image.Image) -> Tensor:
         Float (1, H, W) for grey modes, else (3, H, W), in [0, 1].
     """
     if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit PNG: Pillow's own convert("L") would clip at 255 instead of scaling.
-        gray = torch.from_numpy(np.asarray(image).astype(np.float32))
-        return (gray if image.mode == "F" else gray / 65535).clamp(0, 1)[None]
+        return _deep(image)
     has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
     if has_alpha:
         layer = image if image.mode == "RGBA" else image.convert("RGBA")
@@ -50,6 +55,37 @@ def pil_to_tensor(image: Image.Image) -> Tensor:
     pixels = torch.from_numpy(np.array(image))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
     return pixels.to(torch.float32, memory_format=torch.contiguous_format) / 255
+
+
+def _deep(image: Image.Image) -> Tensor:
+    """Return an image of mode F in [0, 1], or of 16 bits in mode I, as (1, H, W) in [0, 1].
+
+    Raises:
+        DataError: Its values are others, so that it is not known what is black and what is white.
+    """
+    gray = torch.from_numpy(np.asarray(image).astype(np.float32))
+    low, high = float(gray.min()), float(gray.max())
+    # Pillow's own convert("L") would clip at 255 instead of scaling.
+    white = 1.0 if image.mode == "F" else 65535.0
+    # In memory, whole numbers up to 255 are hardly 16-bit ones; in a PNG file mode I means 16 bits.
+    is_doubtful = image.mode == "I" and image.format is None and high <= 255
+    if not (low >= 0 and high <= white) or is_doubtful:
+        raise DataError(
+            f"A Pillow image of mode {image.mode} has values from {low:g} to {high:g}; mode F is read in [0, 1] and "
+            "mode I as 16 bits (0 to 65535). Scale it to one of them, or to 0 to 255 in mode L."
+        )
+    return (gray / white)[None]
+
+
+def image_size(path: PathLike) -> tuple[int, int]:
+    """Return width and height of a picture from its header, or (0, 0) where it has none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=list(FORMATS)) as image:
+                return image.size
+    except Exception:  # decoders raise anything on bad bytes; the picture is judged when it is read
+        return 0, 0
 
 
 def load_image(path: PathLike, *, formats: Sequence[str] = FORMATS, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -127,12 +163,20 @@ def find_image_files(root: PathLike, *, formats: Sequence[str] = FORMATS) -> lis
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; pass a folder of images ({_listing(formats)}).")
     suffixes = tuple(s for f in formats for s in SUFFIXES.get(f.upper(), (f".{f.lower()}",)))
-    found = []
+    found: list[Path] = []
+    left: Counter[str] = Counter()
     for base, folders, names in os.walk(folder):
         folders[:] = [f for f in folders if not f.startswith(".")]
-        found += [Path(base, n) for n in names if n.lower().endswith(suffixes) and not n.startswith(".")]
+        left["linked folders"] += sum(Path(base, f).is_symlink() for f in folders)
+        shown = [n for n in names if not n.startswith(".")]
+        found += [Path(base, n) for n in shown if n.lower().endswith(suffixes)]
+        left.update(Path(n).suffix.lower() + " files" for n in shown if n.lower().endswith(OTHER_IMAGES))
+    reasons = ", ".join(f"{count} {what}" for what, count in sorted(left.items()) if count)
     if not found:
-        raise DataError(f"There is no image in {folder} (looked for {', '.join(suffixes)}, in subfolders too).")
+        also = f"; left out: {reasons}" if reasons else ""
+        raise DataError(f"There is no image in {folder} (looked for {', '.join(suffixes)}, in subfolders too{also}).")
+    if reasons:
+        warnings.warn(f"{folder}: left out {reasons}. Read are {', '.join(suffixes)}.", PosthocInnWarning, stacklevel=2)
     return sorted(found)
 
 
@@ -251,9 +295,12 @@ class ImageFiles(Dataset[Tensor]):
         self.formats, self.max_pixels = tuple(formats), max_pixels
         files = find_image_files(root, formats=formats)
         if train is not None:
-            count = max(1, round(len(files) * held_out))
-            if len(files) - count < 1:
-                raise DataError(f"{root} holds {len(files)} image: too few to hold some out; add images.")
+            count = max(2, round(len(files) * held_out))
+            if len(files) - count < 2:
+                raise DataError(
+                    f"{root} holds {len(files)} image{'s' * (len(files) != 1)}: at least 4 are needed, 2 to learn "
+                    "from and 2 held out. Add images, or pass others as held-out ones."
+                )
             order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))
             part = order[count:] if train else order[:count]
             files = [files[i] for i in part.sort().values.tolist()]

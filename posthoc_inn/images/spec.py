@@ -108,8 +108,23 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
     return (images * weights).sum(1, keepdim=True)
 
 
+LONGEST = 4
+"""Times as long as the crop's ratio of sides that a picture may be before its far ends are cut off unresized."""
+
+
+def _without_far_ends(images: Tensor, cover: tuple[int, int]) -> Tensor:
+    """Return the middle of pictures so long that they would be resized to far more pixels than the crop keeps.
+
+    1 x 100,000 pixels would become gigabytes; what is cut off lies outside of any central crop.
+    """
+    height, width = images.shape[-2:]
+    most_wide, most_high = LONGEST * cover[1] * height // cover[0] + 1, LONGEST * cover[0] * width // cover[1] + 1
+    return center_crop(images, (min(height, most_high), min(width, most_wide)))
+
+
 def _resize_cover(images: Tensor, cover: tuple[int, int], interpolation: str) -> Tensor:
     """Resize, aspect ratio kept, to the smallest size that covers `cover`, as torchvision's `Resize`."""
+    images = _without_far_ends(images, cover)
     height, width = images.shape[-2:]
     if cover[0] * width >= cover[1] * height:
         target = (cover[0], max(cover[1], int(cover[0] * width / height)))

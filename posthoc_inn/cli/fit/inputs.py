@@ -42,7 +42,7 @@ def open_images(options: FitOptions, choice: Choice, manager: PluginManager, spe
 def open_model(options: FitOptions, choice: Choice, manager: PluginManager, images: Images, channels: int) -> Model:
     """Build the model that was chosen, and say how it gets its images."""
     changed: dict[str, Any] = {"input_size": options.input_size, "mean": options.mean, "std": options.std}
-    notes = []
+    notes = [*images.notes]
     classes = options.num_classes
     if classes is None and choice.weights == TRAIN and choice.backbone is not None:
         classes = len(images.classes) or None
