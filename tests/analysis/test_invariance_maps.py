@@ -106,10 +106,10 @@ def test_the_fit_is_the_straight_line_through_the_logarithms():
 def test_the_seed_alone_decides():
     layers, x = {"a": pipeline()}, pictures(3)
     torch.manual_seed(1)
-    first = invariance_maps(layers, x, samples=8, seed=5)
+    first = invariance_maps(layers, x, samples=8, seed=5).to_dict()  # slopes of one layer are nan, which equals nothing
     torch.manual_seed(2)
-    assert invariance_maps(layers, x, samples=8, seed=5) == first
-    assert invariance_maps(layers, x, samples=8, seed=6) != first
+    assert invariance_maps(layers, x, samples=8, seed=5).to_dict() == first
+    assert invariance_maps(layers, x, samples=8, seed=6).to_dict()["layers"] != first["layers"]
 
 
 def test_normalised_tensors_give_the_maps_of_their_pictures():

@@ -384,6 +384,7 @@ def test_wrapped_models_are_looked_through(wrap):
         assert torch.equal(LayerExtractor(wrapped, "module.block1").features(x), expected)
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_a_layer_in_a_part_that_is_compiled_and_has_run_already_is_reached():
     model, x = tiny_model("skip-whole")
     model.eval()
