@@ -1,4 +1,4 @@
-"""Folders of pairs: what two images have in common, or differ in, is said by where their files lie."""
+"""Folders of pairs: what two images have in common, or differ in, is seen from where their files lie."""
 
 from __future__ import annotations
 

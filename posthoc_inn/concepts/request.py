@@ -1,4 +1,4 @@
-"""What a user can pass as concepts, turned into a source; what is wrong is said before anything is trained."""
+"""What a user can pass as concepts, turned into a source; wrong input raises before anything is trained."""
 
 from __future__ import annotations
 

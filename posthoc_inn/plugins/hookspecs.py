@@ -79,7 +79,7 @@ class Register(Protocol[T_contra]):
 
 @dataclass(frozen=True)
 class FitEvent:
-    """What happened in a fit, as told to the fit hooks.
+    """What happened in a fit: what each fit hook gets.
 
     Attributes:
         stage: "autoencoder", "t", "e", or "fit" for the whole.
