@@ -152,14 +152,14 @@ def data_options(command: F) -> F:
             "--concepts",
             metavar="WHAT",
             help="Learn these concepts too (e): labels, attributes, names of the "
-            "data set's attributes (digit,background), a CSV table, or a registered source.",
+            "data set's attributes (digit,background), a table (.csv), or a registered source.",
         ),
         click.option(
             "--concept-option",
             "concept_options",
             type=KeyValue(),
             multiple=True,
-            help="An option of a registered concept source; can be repeated.",
+            help="An option of a table (columns=a,b) or a registered source; can be repeated.",
         ),
     )(command)
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from posthoc_inn.concepts.columns import MISSING, as_column
+from posthoc_inn.concepts.tables import missing_notes, open_table, read_table
 from posthoc_inn.errors import DataError, Problems, UnknownNameError, suggest
 
-MISSING = -1
-"""Category of an image whose value is not known: it takes no part in pairs of that concept."""
+__all__ = ["MISSING", "AttributeSource", "as_column", "attributes_of", "open_table", "read_table"]
 
 
 class _Categories:
@@ -27,7 +26,11 @@ class _Categories:
         known = found != MISSING
         if int(known.sum()) < 2:
             told = "no known value" if not bool(known.any()) else "one value only"
-            raise DataError(f"The concept {name!r} has {told} among the {len(values):,} images: it cannot be learned.")
+            missing = int((values == MISSING).sum())
+            why = f" (-1 stands for missing, {missing:,} are; where it means no, pass 0 instead)" if missing else ""
+            raise DataError(
+                f"The concept {name!r} has {told} among the {len(values):,} images{why}: it cannot be learned."
+            )
         usable = known & (counts >= 2)
         if not bool(usable.any()):
             raise DataError(f"The concept {name!r} has no pairs: no two of the {len(values):,} images share a value.")
@@ -79,6 +82,7 @@ class AttributeSource:
         neighbors: How many neighbours of a continuous value count as sharing it.
         agree: What a pair shares besides the concept it was drawn for: "drawn", nothing (as in MSC, where all else
             is independent); "all", every category that happens to agree.
+        notes: What a user has to know of the values, a sentence each; by default, how many are missing.
 
     Raises:
         UnknownNameError: A concept is not in the table.
@@ -98,6 +102,7 @@ class AttributeSource:
         concepts: Sequence[str] | None = None,
         neighbors: int = 8,
         agree: Literal["drawn", "all"] = "drawn",
+        notes: Sequence[str] | None = None,
     ) -> None:
         names = tuple(values) if concepts is None else tuple(concepts)
         problems = Problems("AttributeSource")
@@ -115,6 +120,7 @@ class AttributeSource:
             raise DataError(f"Attributes have one value an image; got {lengths} values.")
         self.names = names
         self.values: Mapping[str, Tensor] = columns
+        self.notes = tuple(missing_notes(columns) if notes is None else notes)
         self._neighbors = neighbors
         self._agree: Literal["drawn", "all"] = agree
         self._draws = [
@@ -128,11 +134,11 @@ class AttributeSource:
         """Return the same concepts over the images `index` (M,), which are then numbered from 0."""
         if len(index) and int(index.max()) >= len(self):
             raise DataError(f"The table has {len(self):,} rows, the data an image number {int(index.max()):,}.")
-        return self.over({name: column[index] for name, column in self.values.items()})
+        return self.over({name: column[index] for name, column in self.values.items()}, notes=self.notes)
 
-    def over(self, values: Mapping[str, Any]) -> AttributeSource:
+    def over(self, values: Mapping[str, Any], *, notes: Sequence[str] | None = None) -> AttributeSource:
         """Return the same concepts, their pairs drawn in the same way, over other images with a table of their own."""
-        return AttributeSource(values, concepts=self.names, neighbors=self._neighbors, agree=self._agree)
+        return AttributeSource(values, concepts=self.names, neighbors=self._neighbors, agree=self._agree, notes=notes)
 
     def pairs(self, n: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return indices a (n,), b (n,) and `shared` (n, K + 1); each concept is drawn equally often."""
@@ -149,96 +155,6 @@ class AttributeSource:
                 if draw.codes is not None:
                     shared[:, k + 1] |= (draw.codes[a] == draw.codes[b]) & (draw.codes[a] != MISSING)
         return a, b, shared
-
-
-def as_column(values: Any, name: str) -> Tensor:
-    """Return a column as int64 codes (N,), -1 missing, or as floats (N,) or (N, d), NaN missing.
-
-    Raises:
-        DataError: It is neither.
-
-    >>> as_column(["red", "", "blue", "red"], "color").tolist(), as_column([True, False], "hat").tolist()
-    ([1, -1, 0, 1], [1, 0])
-    """
-    if isinstance(values, (list, tuple)) and any(isinstance(v, str) for v in values):
-        texts = [str(v).strip() for v in values]
-        codes = {text: code for code, text in enumerate(sorted(set(texts) - {""}))}
-        return torch.tensor([codes.get(text, MISSING) for text in texts])
-    try:
-        column = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"The attribute {name!r} is neither numbers nor texts: {error}.") from error
-    if column.is_complex() or column.ndim not in (1, 2) or (column.ndim == 2 and not column.is_floating_point()):
-        raise DataError(
-            f"The attribute {name!r} has the shape {tuple(column.shape)} and {column.dtype}; accepted are categories "
-            "(N,) as whole numbers, booleans or texts, and floating-point values (N,) or (N, d)."
-        )
-    return column.double() if column.is_floating_point() else column.long()
-
-
-def read_table(path: str | Path, *, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Read a CSV file of attributes: a header, then one row an image.
-
-    Columns of decimal numbers (with a point or an exponent somewhere) are continuous; whole numbers and texts are
-    categories, empty cells are missing. A first column called image_id, image, file, filename or name holds file names.
-
-    Args:
-        path: The file.
-        names: File names of the data set's images, in their order; the table's rows are put into it. Without, rows
-            are in the images' order.
-
-    Returns:
-        Name -> column with a row an image.
-
-    Raises:
-        DataError: The file cannot be read, is ragged, or lacks an image.
-    """
-    path = Path(path)
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"The table {path} cannot be read: {error}.") from error
-    if len(rows) < 2 or len(set(rows[0])) != len(rows[0]):
-        raise DataError(f"The table {path} needs a header of different names and at least one row below it.")
-    header, body = rows[0], rows[1:]
-    ragged = next((number for number, row in enumerate(body, 2) if len(row) != len(header)), None)
-    if ragged is not None:
-        found = len(body[ragged - 2])
-        raise DataError(f"Row {ragged} of the table {path} has {found} cells, its header {len(header)}.")
-    has_files = header[0].strip().lower() in ("image_id", "image", "file", "filename", "name")
-    if names is not None and has_files:
-        body = _in_order(body, names, path)
-    columns = {}
-    for k, name in enumerate(header):
-        if k == 0 and has_files:
-            continue
-        columns[name.strip()] = _cells([row[k].strip() for row in body], name)
-    return columns
-
-
-def _in_order(body: list[list[str]], names: Sequence[str], path: Path) -> list[list[str]]:
-    rows = {Path(row[0]).name: row for row in body}
-    missing = [name for name in names if Path(name).name not in rows]
-    if missing:
-        raise DataError(
-            f"The table {path} has no row for {len(missing):,} of {len(names):,} images, first {missing[0]}."
-        )
-    return [rows[Path(name).name] for name in names]
-
-
-def _cells(cells: list[str], name: str) -> Tensor:
-    try:
-        whole = [int(c) if c else MISSING for c in cells]
-    except ValueError:
-        try:
-            return torch.tensor([float(c) if c else float("nan") for c in cells], dtype=torch.float64)
-        except ValueError:
-            return as_column(cells, name)
-    # CelebA's own tables mark what is absent by -1.
-    if set(whole) <= {-1, 1} and all(cells):
-        whole = [int(v > 0) for v in whole]
-    return torch.tensor(whole)
 
 
 def attributes_of(data: Any) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from posthoc_inn.concepts.attributes import AttributeSource, attributes_of, read_table
+from posthoc_inn.concepts.attributes import AttributeSource, attributes_of
+from posthoc_inn.concepts.tables import TABLE_ENDINGS, open_table
 from posthoc_inn.errors import ConfigError, DataError, UnknownNameError
 from posthoc_inn.images import BatchSource
 from posthoc_inn.protocols import ConceptSource
@@ -19,9 +20,33 @@ LABELS = "labels"
 ATTRIBUTES = "attributes"
 
 ACCEPTED = (
-    "'labels' (of the data), 'attributes' (the data set's own) or a list of their names, a CSV file, a mapping name -> "
-    "values with one an image, a registered concept source's name, or an object with names and pairs(n, seed=)"
+    "'labels' (of the data), 'attributes' (the data set's own) or a list of their names, a table (.csv, .tsv, .txt), "
+    "a mapping name -> values with one an image, a registered concept source's name, or an object with names and "
+    "pairs(n, seed=)"
 )
+
+TABLE_OPTIONS = {
+    "columns": "the wanted columns, separated by commas",
+    "files": "the column of file names",
+    "delimiter": "what separates cells: , ; tab | or space",
+    "neighbors": "how many neighbours of a continuous value share it",
+    "agree": "drawn or all: what a pair shares besides its own concept",
+}
+OTHER_TABLES = (
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".parquet",
+    ".feather",
+    ".json",
+    ".jsonl",
+    ".pkl",
+    ".npz",
+    ".npy",
+    ".gz",
+    ".zip",
+)
+"""Endings of tables that are not read here."""
 
 
 class LabelsOf:
@@ -50,12 +75,19 @@ def as_source(
         concepts: See `ACCEPTED`.
         data: What the images come from.
         seed: For a registered source.
-        options: For a registered source.
+        options: Of a registered source, or of a table (`TABLE_OPTIONS`).
 
     Raises:
         ConfigError: It stands for nothing.
         PosthocInnError: The source refuses: unknown names, one value only, no pairs.
     """
+    options = dict(options or {})
+    is_name = isinstance(concepts, (str, Path)) and str(concepts) not in (LABELS, ATTRIBUTES)
+    if options and not is_name:
+        raise ConfigError(
+            f"Options are for tables and registered concept sources; {_kind(concepts)} has none, got "
+            f"{', '.join(options)}."
+        )
     if isinstance(concepts, (LabelsOf, ConceptSource)):
         return concepts
     if isinstance(concepts, Mapping):
@@ -68,10 +100,52 @@ def as_source(
             return LabelsOf()
         if text == ATTRIBUTES:
             return _sized(AttributeSource(attributes_of(underlying(data))), data)
-        if text.lower().endswith(".csv"):
-            return _sized(AttributeSource(read_table(text, names=file_names(data))), data)
-        return _by_name(text, data, seed, options or {})
+        if text.lower().endswith(TABLE_ENDINGS):
+            return _of_table(text, data, options)
+        if text.lower().endswith(OTHER_TABLES):
+            raise ConfigError(f"The table {text} is of a kind that is not read; save it as a text file, .csv or .tsv.")
+        return _by_name(text, data, seed, options)
     raise ConfigError(f"concepts must be {ACCEPTED}; got {type(concepts).__name__}.")
+
+
+def _kind(concepts: Any) -> str:
+    return repr(concepts) if isinstance(concepts, str) else f"a {type(concepts).__name__}"
+
+
+def _of_table(path: str, data: Any, options: Mapping[str, Any]) -> AttributeSource:
+    """Return the source over a table in a file; columns that nobody chose and that cannot be learned are left out."""
+    wrong = sorted(set(options) - set(TABLE_OPTIONS))
+    if wrong:
+        told = "; ".join(f"{key}: {text}" for key, text in TABLE_OPTIONS.items())
+        raise ConfigError(f"A table of concepts has no option {wrong[0]!r}; it has {told}.")
+    columns, neighbors = options.get("columns"), options.get("neighbors", 8)
+    if columns is not None:
+        parts = columns.split(",") if isinstance(columns, str) else columns
+        columns = [str(part).strip() for part in parts if str(part).strip()]
+        if not columns:
+            raise ConfigError("The option columns names no column; give their names, separated by commas.")
+    try:
+        neighbors = int(neighbors)
+    except (TypeError, ValueError):
+        raise ConfigError(f"The option neighbors must be a whole number of at least 1, got {neighbors!r}.") from None
+    table = open_table(
+        path,
+        names=file_names(data),
+        columns=columns,
+        files=options.get("files"),
+        delimiter=options.get("delimiter"),
+    )
+    count, rows = length_of(data), len(next(iter(table.columns.values()), ()))
+    if count is not None and table.columns and rows != count:
+        raise DataError(
+            f"The table of concepts has {rows:,} rows, the data {count:,} images: one each is needed, or images with "
+            "file names and a column of them."
+        )
+    if columns is None:
+        table = table.learnable()
+    return AttributeSource(
+        table.columns, concepts=columns, neighbors=neighbors, agree=options.get("agree", "drawn"), notes=table.notes
+    )
 
 
 def _by_name(name: str, data: Any, seed: int, options: Mapping[str, Any]) -> ConceptSource:
@@ -90,7 +164,8 @@ def _by_name(name: str, data: Any, seed: int, options: Mapping[str, Any]) -> Con
         if unknown or not names:
             raise UnknownNameError(
                 f"There is no concept source and no attribute {(unknown or [name])[0]!r}. Attributes of the data: "
-                f"{', '.join(table)}. Sources: {', '.join(registry.names())}, {LABELS}, {ATTRIBUTES}, or a .csv file."
+                f"{', '.join(table)}. Sources: {', '.join(registry.names())}, {LABELS}, {ATTRIBUTES}, or a "
+                "table (.csv, .tsv, .txt)."
             )
         return _sized(AttributeSource(table, concepts=names), data)
     known = registry.get(name).metadata.get("options") or {}

@@ -124,6 +124,10 @@ def bind(request: ConceptRequest, train: Cache, held_out: Cache, extra: Cache | 
             kept, note = _over_rows(aside, held_out, request.positions[1], request.length, None), ""
         except DataError as error:
             note = f"e is measured on training pairs, since held-out images give none: {error}"
+    # What was left out of a table, or is missing in it: said once, of all the data.
+    known = source if isinstance(request.source, LabelsOf) else request.source
+    told = getattr(known, "notes", ())
+    note = " ".join(filter(None, (*told, note)))
     return BoundConcepts(source, kept, request.space, request.sizes, note)
 
 
