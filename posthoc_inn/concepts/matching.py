@@ -79,7 +79,7 @@ def _ending_with(short: Sequence[Parts], long: Sequence[Parts]) -> list[list[int
 def _unique(found: list[list[int]], cells: Sequence[str], names: Sequence[str], subject: str) -> list[list[int]]:
     image_of: dict[int, int] = {}
     for image, rows in enumerate(found):
-        told = sorted({cells[row].strip() for row in rows})
+        told = sorted({cells[row].strip() for row in rows}) if len(rows) > 1 else []
         if len({_parts(cell, True) for cell in told}) > 1:
             raise DataError(
                 f"{subject} names the image {names[image]} more than once: {', '.join(told[:3])}. Give paths relative "
