@@ -39,6 +39,8 @@ def as_column(values: Any, name: str) -> Tensor:
     values = _plain(values)
     if isinstance(values, list):
         scalars = [_scalar(v) for v in values]
+        if any(isinstance(v, (list, tuple)) and v and isinstance(v[0], (str, bytes)) for v in scalars):
+            raise DataError(f"The attribute {name!r} has several texts an image; pass one, or a column for each.")
         if all(v is None or isinstance(v, (str, bool, int, float)) for v in scalars):
             return _of_scalars(scalars, name)
     try:

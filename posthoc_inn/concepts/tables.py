@@ -119,12 +119,24 @@ def open_table(
     if k is not None:
         order = _order(cells, k, wanted_columns, names)
     found = {}
+    readings: list[str] = []
     for i in wanted_columns:
         texts = ["" if r is None else cells.rows[r][i] for r in order]
         found[cells.header[i]], said = text_column(texts, cells.header[i], decimal_comma=cells.delimiter != ",")
-        cells.notes += said
+        readings += said
+    cells.notes += _together(readings)
     cells.notes += missing_notes(found, {cells.header[i]: cells.column(i) for i in wanted_columns})
     return Table(found, cells.notes, cells.path)
+
+
+def _together(notes: Sequence[str]) -> list[str]:
+    """Return sentences "In 'x', ..." with those that say the same of several columns as one."""
+    columns: dict[str, list[str]] = {}
+    for note in notes:
+        start, _, rest = note.rpartition("', ")
+        columns.setdefault(rest, []).append(f"{start.removeprefix('In ')}'")
+    more = {rest: f" and {len(names) - 3} columns more" if len(names) > 3 else "" for rest, names in columns.items()}
+    return [f"In {', '.join(names[:3])}{more[rest]}, {rest}" for rest, names in columns.items()]
 
 
 def missing_notes(columns: dict[str, Tensor], texts: dict[str, list[str]] | None = None) -> list[str]:

@@ -162,6 +162,16 @@ def test_codings_are_read_as_they_are_meant_and_a_choice_is_told(texts, codes, n
     assert note is None or note in notes[0]
 
 
+def test_what_is_said_of_many_columns_is_said_once(write):
+    rows = "image,a,b,c,d,e\nx.png,-1,1,1,-1,0\ny.png,1,-1,-1,1,1\n"
+    assert open_table(write(rows)).notes == ["In 'a', 'b', 'c' and 1 columns more, -1 and 1 are read as no and yes."]
+
+
+def test_several_texts_an_image_are_refused():
+    with pytest.raises(DataError, match="'tags' has several texts an image"):
+        as_column(np.array([["a", "b"], ["c", "d"]]), "tags")
+
+
 def test_a_decimal_comma_is_one_where_commas_separate_nothing(write):
     found = open_table(write("size;kind\n0,5;1\n1,25;2\n3;1\n"))
     assert found.columns["size"].tolist() == [0.5, 1.25, 3.0]
