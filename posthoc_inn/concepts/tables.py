@@ -65,11 +65,11 @@ class Table:
 def _why_not(column: Tensor) -> str:
     if column.is_floating_point():
         known = column[torch.isfinite(column)]
-        return "" if len(torch.unique(known)) > 1 else "the same everywhere"
+        return "" if len(torch.unique(known)) > 1 else "the same everywhere" if len(known) else "no known value"
     known = column[column != -1]
     values = len(torch.unique(known))
     if values < 2:
-        return "the same everywhere"
+        return "the same everywhere" if values else "no known value"
     return "" if values < len(known) else "different in each row"
 
 

@@ -243,6 +243,7 @@ def test_missing_values_are_told_once_and_kept_over_a_subset():
         (["train/a.png", "test/a.png"], ["/d/train/a.png"], [[0]]),
         ([".\\x\\a.png", "x\\b.png"], ["x/b.png", "x/a.png"], [[1], [0]]),
         (["images/a.png", "images/b.png"], ["b.png", "a.png"], [[1], [0]]),
+        (["x/a.png", "b.png"], ["b.png", "a.png"], [[1], [0]]),
         (["7", "a"], ["d/a.jpg", "d/7.jpg"], [[1], [0]]),
         (["a.jpg", "b.jpg"], ["b.png", "c.png"], [[1], []]),
         (["x.png"], ["y.png"], [[]]),
@@ -257,6 +258,7 @@ def test_rows_and_images_meet_by_relative_path_base_name_or_stem(cells, names, r
     [
         (["a.png", "b.png"], ["x/a.png", "y/a.png"], "says a.png, and several images are called so: x/a.png and y"),
         (["a.png", "x/a.png"], ["x/a.png", "x/b.png"], "names the image x/a.png more than once: a.png, x/a.png"),
+        (["x/a.png", "y/a.png", "b.png"], ["a.png", "b.png"], "names the image a.png more than once: x/a.png, y/a.png"),
         (["x/a.png", "y/a.png"], ["a.png"], "names the image a.png more than once"),
         (["a"], ["a.png", "a.jpg"], "several images are called so"),
     ],
@@ -311,13 +313,15 @@ IDS = "image,person,smile,camera,hat\na.png,77,1,X,r\nb.png,78,0,X,r\nc.png,79,1
 
 
 def test_columns_that_cannot_be_learned_are_left_out_and_told_unless_they_were_chosen(write):
-    path = str(write(IDS))
+    path = str(write(IDS, "ids.csv"))
     source = as_source(path, Images(*FILES))
     assert source.names == ("smile", "hat")
     assert source.notes == ("Columns left out: person (different in each row); camera (the same everywhere).",)
     assert as_source(path, Images(*FILES), options={"columns": "hat, smile"}).names == ("hat", "smile")
     with pytest.raises(DataError, match="'person' has no pairs"):
         as_source(path, Images(*FILES), options={"columns": "person"})
+    with pytest.raises(DataError, match=r"no column that a concept can be learned from: x \(no known value\)"):
+        as_source(str(write("image,x\na.png,NA\nb.png,\n")), Images("a.png", "b.png"))
     with pytest.raises(DataError, match="no column that a concept can be learned from: person"):
         as_source(str(write("image,person\na.png,1\nb.png,2\n")), Images("a.png", "b.png"))
 
