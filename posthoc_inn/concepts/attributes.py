@@ -118,6 +118,8 @@ class AttributeSource:
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
             raise DataError(f"Attributes have one value an image; got {lengths} values.")
+        if not max(lengths.values()):
+            raise DataError(f"The attributes {', '.join(map(str, names))} have no values: one an image is needed.")
         self.names = names
         self.values: Mapping[str, Tensor] = columns
         self.notes = tuple(missing_notes(columns) if notes is None else notes)

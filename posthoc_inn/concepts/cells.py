@@ -54,6 +54,9 @@ def read_cells(path: Path, delimiter: str | None = None) -> Cells:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     notes: list[str] = []
     skipped, count = _count_line(lines)
+    hint = re.fullmatch(r"sep=([,;\t|])", lines[skipped].strip(" "))
+    if hint:  # Excel's own way to say it
+        skipped, delimiter = skipped + 1, delimiter or hint[1]
     mark = _delimiter(path, lines[skipped:], delimiter)
     found = [(line + skipped, [c.strip() for c in row]) for line, row in _parse(path, lines[skipped:], mark)]
     if len(found) < 2:
@@ -92,9 +95,12 @@ def _parse(path: Path, lines: Sequence[str], delimiter: str) -> list[tuple[int, 
 def _rows(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
     if delimiter == " ":
         for number, line in enumerate(lines, 1):
-            parts = re.findall(r'"((?:[^"]|"")*)"|(\S+)', line)
+            parts = line.split()
+            if '"' in line:
+                found = re.findall(r'"((?:[^"]|"")*)"|(\S+)', line)
+                parts = [plain or quoted.replace('""', '"') for quoted, plain in found]
             if parts:
-                yield number, [plain or quoted.replace('""', '"') for quoted, plain in parts]
+                yield number, parts
         return
     # Strict: a quote that is never closed would otherwise take in the rest of the file.
     reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, skipinitialspace=True, strict=True)
@@ -139,6 +145,7 @@ def _delimiter(path: Path, lines: Sequence[str], given: str | None) -> str:
         return good[0]
     if ragged:
         return max(ragged)[1]
+    _check_title(path, header, lines)
     # One column: any mark that splits no row does.
     for mark in DELIMITERS:
         try:
@@ -147,6 +154,25 @@ def _delimiter(path: Path, lines: Sequence[str], given: str | None) -> str:
         except csv.Error:
             continue
     return ","
+
+
+def _check_title(path: Path, header: str, lines: Sequence[str]) -> None:
+    """Check that a first line without separators is a column's name, and no title over a table.
+
+    Raises:
+        DataError: Something splits all the other lines evenly.
+    """
+    for mark in DELIMITERS[:-1]:
+        try:
+            widths = {len(row) for _, row in list(_rows(lines, mark))[1:]}
+        except csv.Error:
+            continue
+        if len(widths) == 1 and min(widths) > 1:
+            raise DataError(
+                f"The table {path} needs a header, and its first line, {header.strip()[:60]!r}, names one column where "
+                f"{mark!r} splits the others into {min(widths)}. Remove what stands above the header; if there is one "
+                f"column, say what else separates cells, as in delimiter={'|' if mark != '|' else ';'}."
+            )
 
 
 def _even(path: Path, header: list[str], rows: list[list[str]], lines: list[int]) -> tuple[list[str], list[list[str]]]:

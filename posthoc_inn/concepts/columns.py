@@ -39,6 +39,8 @@ def as_column(values: Any, name: str) -> Tensor:
     values = _plain(values)
     if isinstance(values, list):
         scalars = [_scalar(v) for v in values]
+        if any(isinstance(v, (list, tuple)) and v and isinstance(v[0], (str, bytes)) for v in scalars):
+            raise DataError(f"The attribute {name!r} has several texts an image; pass one, or a column for each.")
         if all(v is None or isinstance(v, (str, bool, int, float)) for v in scalars):
             return _of_scalars(scalars, name)
     try:
@@ -115,58 +117,70 @@ def text_column(cells: Sequence[str], name: str, *, decimal_comma: bool = False)
     >>> text_column(["-1", "1", "NA"], "smile")
     (tensor([ 0,  1, -1]), ["In 'smile', -1 and 1 are read as no and yes."])
     """
-    texts = [None if is_missing(c) else c.strip() for c in cells]
-    known = [t for t in texts if t is not None]
+    # Different cells are few where rows are many.
+    cleaned = {cell: None if is_missing(cell) else cell.strip() for cell in set(cells)}
+    known = {text for text in cleaned.values() if text is not None}
     notes: list[str] = []
+    decimals = _decimals(known, decimal_comma, name, notes)
+    codes: dict[str, int] | dict[str, float]
     if known and all(_WHOLE.fullmatch(t) for t in known) and _are_numbers(known):
-        return _whole([None if t is None else int(t) for t in texts], name, notes), notes
-    if decimal_comma and known and any("," in t for t in known):
-        dotted = [None if t is None else t.replace(",", ".") if _DECIMAL_COMMA.fullmatch(t) else t for t in texts]
-        if all(_DECIMAL.fullmatch(t) for t in dotted if t is not None):
-            notes.append(f"In {name!r}, the comma is read as a decimal point.")
-            texts, known = dotted, [t for t in dotted if t is not None]
-    if known and all(_DECIMAL.fullmatch(t) for t in known) and not all(_WHOLE.fullmatch(t) for t in known):
-        numbers = [float("nan") if t is None else float(t) for t in texts]
-        if len(known) < len(texts) and all(re.fullmatch(r"[+-]?[0-9]{1,15}\.0", t) for t in known):
-            # pandas writes whole numbers so where some are missing.
-            notes.append(f"In {name!r}, numbers like {known[0]} beside missing ones are read as whole: categories.")
-            return _whole([None if n != n else int(n) for n in numbers], name, notes), notes
-        return torch.tensor(numbers, dtype=torch.float64), notes
-    return _categories(texts, name, notes), notes
+        codes = _whole({t: int(t) for t in known}, name, notes)
+    elif decimals and None in cleaned.values() and all(re.fullmatch(r"[+-]?[0-9]{1,15}\.0", t) for t in known):
+        # pandas writes whole numbers so where some are missing.
+        notes.append(f"In {name!r}, numbers like {min(known)} beside missing ones are read as whole: categories.")
+        codes = _whole({t: int(value) for t, value in decimals.items()}, name, notes)
+    elif decimals:
+        unknown = float("nan")
+        return torch.tensor(
+            [unknown if (t := cleaned[c]) is None else decimals[t] for c in cells], dtype=torch.float64
+        ), notes
+    else:
+        codes = _categories(known, name, notes)
+    return torch.tensor([MISSING if (t := cleaned[c]) is None else codes[t] for c in cells], dtype=torch.long), notes
 
 
-def _are_numbers(texts: list[str]) -> bool:
+def _decimals(known: set[str], decimal_comma: bool, name: str, notes: list[str]) -> dict[str, float]:
+    """Return the numbers that decimal texts stand for; empty where not all of them do, or all are whole."""
+    dotted = {t: t.replace(",", ".") if decimal_comma and _DECIMAL_COMMA.fullmatch(t) else t for t in known}
+    if not all(_DECIMAL.fullmatch(t) for t in dotted.values()) or all(_WHOLE.fullmatch(t) for t in known):
+        return {}
+    if any("," in t for t in known):
+        notes.append(f"In {name!r}, the comma is read as a decimal point.")
+    return {t: float(number) for t, number in dotted.items()}
+
+
+def _are_numbers(texts: set[str]) -> bool:
     """Whether whole numbers fit 64 bits and different texts are different numbers: 01 beside 1 is no number."""
-    found = {int(t) for t in set(texts) if len(t) < 20}
+    found = {int(t) for t in texts if len(t) < 20}
     return len(found) == len({t.lstrip("+") for t in texts}) and max(map(abs, found), default=0) <= _LARGEST
 
 
-def _whole(values: list[int | None], name: str, notes: list[str]) -> Tensor:
-    known = {v for v in values if v is not None}
+def _whole(values: dict[str, int], name: str, notes: list[str]) -> dict[str, int]:
+    """Return text -> code, from the whole number that each text stands for."""
+    known = set(values.values())
     if known == {-1, 1}:
         notes.append(f"In {name!r}, -1 and 1 are read as no and yes.")
     if known <= {-1, 1}:
-        return torch.tensor([MISSING if v is None else int(v > 0) for v in values])
+        return {t: int(v > 0) for t, v in values.items()}
     if -1 in known and min(known) < -1:
         # A scale with other values below zero: here -1 is one of them.
         notes.append(f"In {name!r}, -1 is read as a value, since there are others below zero.")
-        codes = {v: code for code, v in enumerate(sorted(known))}
-        return torch.tensor([MISSING if v is None else codes[v] for v in values])
-    return torch.tensor([MISSING if v is None else v for v in values], dtype=torch.long)
+        ranks = {v: rank for rank, v in enumerate(sorted(known))}
+        return {t: ranks[v] for t, v in values.items()}
+    return values
 
 
-def _categories(texts: Sequence[str | None], name: str, notes: list[str]) -> Tensor:
-    folded = {t.lower() for t in texts if t is not None}
+def _categories(known: set[str], name: str, notes: list[str]) -> dict[str, int]:
+    folded = {t.lower() for t in known}
     if any(folded <= set(pair) for pair in _YES_NO):
-        texts = [None if t is None else t.lower() for t in texts]
-        codes = {word: code for pair in _YES_NO for code, word in enumerate(pair)}
-    else:
-        codes = {text: code for code, text in enumerate(sorted({t for t in texts if t is not None}))}
-        if len(folded) < len(codes):
-            word = Counter(text.lower() for text in codes).most_common(1)[0][0]
-            alike = [text for text in codes if text.lower() == word]
-            notes.append(f"In {name!r}, {' and '.join(alike[:3])} count as different values.")
-    return torch.tensor([MISSING if t is None else codes[t] for t in texts], dtype=torch.long)
+        words = {word: code for pair in _YES_NO for code, word in enumerate(pair)}
+        return {t: words[t.lower()] for t in known}
+    codes = {text: code for code, text in enumerate(sorted(known))}
+    if len(folded) < len(codes):
+        word = Counter(text.lower() for text in codes).most_common(1)[0][0]
+        alike = [text for text in codes if text.lower() == word]
+        notes.append(f"In {name!r}, {' and '.join(alike[:3])} count as different values.")
+    return codes
 
 
 def unknown_count(column: Tensor) -> int:

@@ -36,13 +36,11 @@ def match_rows(cells: Sequence[str], names: Sequence[str], *, subject: str) -> l
         for by_row, by_image in ((rows, images), (_short(rows), images)):
             found = _ending_with(by_row, by_image)
             if any(found):
-                return _unique(found, cells, names, subject)
-        turned = _ending_with(_short(images), rows)
-        if any(turned):
-            found = [[] for _ in names]
-            for row, its_images in enumerate(turned):
-                for image in its_images:
-                    found[image].append(row)
+                # Data that tell base names only, and a table with a folder before some of them.
+                longer = _turned(_ending_with(images, rows), len(names))
+                return _unique([a or b for a, b in zip(found, longer, strict=True)], cells, names, subject)
+        found = _turned(_ending_with(_short(images), rows), len(names))
+        if any(found):
             return _unique(found, cells, names, subject)
     return [[] for _ in names]
 
@@ -76,10 +74,19 @@ def _ending_with(short: Sequence[Parts], long: Sequence[Parts]) -> list[list[int
     return [[k for n in lengths if n <= len(p) for k in places.get(p[len(p) - n :], ())] for p in long]
 
 
+def _turned(images_of: list[list[int]], count: int) -> list[list[int]]:
+    """Return the rows of each of `count` images, from the images of each row."""
+    found: list[list[int]] = [[] for _ in range(count)]
+    for row, images in enumerate(images_of):
+        for image in images:
+            found[image].append(row)
+    return found
+
+
 def _unique(found: list[list[int]], cells: Sequence[str], names: Sequence[str], subject: str) -> list[list[int]]:
     image_of: dict[int, int] = {}
     for image, rows in enumerate(found):
-        told = sorted({cells[row].strip() for row in rows})
+        told = sorted({cells[row].strip() for row in rows}) if len(rows) > 1 else []
         if len({_parts(cell, True) for cell in told}) > 1:
             raise DataError(
                 f"{subject} names the image {names[image]} more than once: {', '.join(told[:3])}. Give paths relative "

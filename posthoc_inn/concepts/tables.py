@@ -65,11 +65,11 @@ class Table:
 def _why_not(column: Tensor) -> str:
     if column.is_floating_point():
         known = column[torch.isfinite(column)]
-        return "" if len(torch.unique(known)) > 1 else "the same everywhere"
+        return "" if len(torch.unique(known)) > 1 else "the same everywhere" if len(known) else "no known value"
     known = column[column != -1]
     values = len(torch.unique(known))
     if values < 2:
-        return "the same everywhere"
+        return "the same everywhere" if values else "no known value"
     return "" if values < len(known) else "different in each row"
 
 
@@ -119,12 +119,24 @@ def open_table(
     if k is not None:
         order = _order(cells, k, wanted_columns, names)
     found = {}
+    readings: list[str] = []
     for i in wanted_columns:
         texts = ["" if r is None else cells.rows[r][i] for r in order]
         found[cells.header[i]], said = text_column(texts, cells.header[i], decimal_comma=cells.delimiter != ",")
-        cells.notes += said
+        readings += said
+    cells.notes += _together(readings)
     cells.notes += missing_notes(found, {cells.header[i]: cells.column(i) for i in wanted_columns})
     return Table(found, cells.notes, cells.path)
+
+
+def _together(notes: Sequence[str]) -> list[str]:
+    """Return sentences "In 'x', ..." with those that say the same of several columns as one."""
+    columns: dict[str, list[str]] = {}
+    for note in notes:
+        start, _, rest = note.rpartition("', ")
+        columns.setdefault(rest, []).append(f"{start.removeprefix('In ')}'")
+    more = {rest: f" and {len(names) - 3} columns more" if len(names) > 3 else "" for rest, names in columns.items()}
+    return [f"In {', '.join(names[:3])}{more[rest]}, {rest}" for rest, names in columns.items()]
 
 
 def missing_notes(columns: dict[str, Tensor], texts: dict[str, list[str]] | None = None) -> list[str]:
@@ -132,9 +144,11 @@ def missing_notes(columns: dict[str, Tensor], texts: dict[str, list[str]] | None
     told = []
     for name, column in columns.items():
         count = unknown_count(column)
-        words = Counter(cell or "empty" for cell in (texts or {}).get(name, ()) if is_missing(cell))
         if count:
-            shown = f" ({', '.join(word for word, _ in words.most_common(3))})" if words else ""
+            words = [
+                (cell or "empty") for cell, _ in Counter((texts or {}).get(name, ())).most_common() if is_missing(cell)
+            ]
+            shown = f" ({', '.join(words[:3])})" if words else ""
             told.append(f"{name!r} {count:,}{shown}")
     total = len(next(iter(columns.values()))) if columns else 0
     more = f", and {len(told) - 6} columns more" if len(told) > 6 else ""
@@ -147,10 +161,10 @@ def _file_column(cells: Cells, names: Sequence[str] | None) -> int | None:
     by_title = sorted(
         (k for k, t in enumerate(titles) if t in FILE_COLUMNS), key=lambda k: FILE_COLUMNS.index(titles[k])
     )
-    by_cells = [k for k in range(len(titles)) if any(IMAGE_FILE.fullmatch(c) for c in cells.column(k))]
+    by_cells = [k for k in range(len(titles)) if any(IMAGE_FILE.fullmatch(row[k]) for row in cells.rows[:100])]
     if names is not None:
         known = {part for name in names for part in (_base(name), _stem(name))}
-        scores = {k: sum(_base(c) in known for c in cells.column(k)) for k in range(len(titles))}
+        scores = {k: sum(_base(c) in known for c in set(cells.column(k))) for k in range(len(titles))}
         likely = [
             k for k in scores if scores[k] and (k in by_title or k in by_cells or scores[k] > len(cells.rows) / 2)
         ]
@@ -186,13 +200,13 @@ def _order(cells: Cells, k: int, wanted: Sequence[int], names: Sequence[str] | N
         )
     used = {row for rows in found for row in rows}
     blank = sum(not c for c in cells.column(k))
-    counts = (
-        (len(missing), f"of {len(names):,} images have no row in it: their values are missing"),
-        (len(cells.rows) - len(used) - blank, "rows name no image of these data"),
-        (blank, "rows name no file"),
-        (sum(max(0, len(rows) - 1) for rows in found), "rows repeat another one"),
-    )
-    told = "; ".join(f"{count:,} {text}" for count, text in counts if count > 0)
+    counts = {
+        f"images without a row, of {len(names):,}, whose values are missing": len(missing),
+        "rows of no image of these data": len(cells.rows) - len(used) - blank,
+        "rows without a file name": blank,
+        "rows that repeat another": sum(max(0, len(rows) - 1) for rows in found),
+    }
+    told = "; ".join(f"{text}: {count:,}" for text, count in counts.items() if count > 0)
     if told:
         cells.notes.append(f"The table {cells.path.name}: {told}.")
     return [rows[0] if rows else None for rows in found]
@@ -210,7 +224,7 @@ def _check_repeated(cells: Cells, k: int, wanted: Sequence[int]) -> None:
         if not name:
             continue
         before = first.setdefault(name, row)
-        for i in wanted:
+        for i in wanted if before != row else ():
             if i != k and _differ(values[i], cells.rows[before][i]):
                 raise DataError(
                     f"The table {cells.path} contradicts itself about {name}: {cells.header[i]!r} is "

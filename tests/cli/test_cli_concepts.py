@@ -167,3 +167,25 @@ def test_a_csv_table_is_matched_by_file_name(ask, quick, pictures, tmp_path):
     )  # fmt: skip
     assert answer.code == 0, answer.err
     assert answer.json["figures"]["concepts"]["names"] == ["stripe", "(random)"]
+
+
+def test_columns_of_a_table_are_chosen_and_what_is_left_out_is_told(ask, pictures, tmp_path):
+    names = sorted(p.name for p in (pictures / "one").iterdir())
+    flat = tmp_path / "flat"
+    shutil.copytree(pictures / "one", flat)
+    table = tmp_path / "table.tsv"
+    rows = [f"x{k}\t{('no', 'yes')[k % 2]}\t{k % 2}\t{n}" for k, n in enumerate(names)]
+    table.write_text("\n".join(["code\tstripe\tsame\tphoto", *rows, "x\tno\t0\tgone.png"]) + "\n")
+    command = ["fit", "--backbone", "small_cnn", "--weights", "none", "--layer", "pool", "--num-classes", "2"]
+    command += ["--precision", "32", "--data", flat, "--held-out", "0.4", "--concepts", table, "--concept-steps", "4"]
+    answer = ask(*command, "--out", tmp_path / "all")
+    assert answer.code == 0, answer.err
+    told = answer.out + answer.err
+    assert "code (different in each row)" in " ".join(told.split())
+    assert "rows of no image of these data" in " ".join(told.split())
+    answer = ask(*command, "--out", tmp_path / "one", "--concept-option", "columns=stripe", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["figures"]["concepts"]["names"] == ["stripe", "(random)"]
+    answer = ask(*command, "--out", tmp_path / "none", "--concept-option", "columns=strip")
+    assert answer.code == 1
+    assert "has no column 'strip'. Did you mean 'stripe'" in answer.err
