@@ -158,7 +158,7 @@ def build_model(
         if weights not in (None, NONE, TRAIN):
             from posthoc_inn.weights import is_weights_file, load_weights
 
-            if not is_weights_file(str(weights)):
+            if not is_weights_file(str(weights)) and not Path(str(weights)).is_file():
                 raise ConfigError(f"--weights of --model must be a local file, none or train, got {weights!r}.")
             load_weights(built, str(weights))
         return built

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +23,10 @@ from torch import Tensor, nn
 
 from posthoc_inn.errors import DataError
 from posthoc_inn.weights.fingerprint import without_wrappers
+from posthoc_inn.weights.fitting import load_into, matched
 
 SAFETENSORS = (".safetensors",)
-TORCH_FILES = (".pth", ".pt", ".th", ".ckpt", ".bin")
+TORCH_FILES = (".pth", ".pt", ".th", ".ckpt", ".tar", ".bin")
 SUFFIXES = (*SAFETENSORS, *TORCH_FILES)
 
 _CONTAINERS = (
@@ -39,8 +42,12 @@ _CONTAINERS = (
 """Keys under which training scripts keep the weights beside optimizer and epoch."""
 _PROBE_CLASSES = 1009
 """A prime that is no layer's width, so that shapes containing it follow the number of classes."""
-_OPTIONAL = "num_batches_tracked"
-"""Counter of batch norm that checkpoints from before PyTorch 0.4.1 lack; inference does not use it."""
+
+_ZIP = b"PK\x03\x04"
+_ARCHIVES = (("tar", 257, b"ustar"), ("gzip", 0, b"\x1f\x8b"), ("bzip2", 0, b"BZh"), ("xz", 0, b"\xfd7zXZ"))
+"""Name, position and bytes that tell archives which people pack files of weights into."""
+_GROWTH, _SLACK = 4, 16 * 2**20
+"""A compressed file may unpack to this many times its size, and so many bytes more."""
 
 
 def is_weights_file(weights: str) -> bool:
@@ -73,7 +80,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     and torch.compile put before every name are taken off.
 
     Args:
-        path: A .safetensors file, or one saved by PyTorch (.pth, .pt, .th, .ckpt, .bin).
+        path: A .safetensors file, or one saved by PyTorch (.pth, .pt, .th, .ckpt, .pth.tar, .bin).
 
     Raises:
         DataError: The file is missing, cut short, holds code, or holds no weights.
@@ -82,10 +89,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         what = "a directory" if path.is_dir() else "missing"
         raise DataError(f"The weights file {path} is {what}. Pass a {_one_of(SUFFIXES)} file.")
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise DataError(f"Weights are read from {_one_of(SUFFIXES)} files, got {path}.")
-    content: Any = _read_safetensors(path) if suffix in SAFETENSORS else _read_torch(path)
+    content: Any = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     return without_wrappers(_find_tensors(content, path))
 
 
@@ -110,50 +114,6 @@ def load_weights(model: nn.Module, path: str | Path, *, rename: Callable[[str], 
     return model
 
 
-def load_into(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Load `state` into `model` as `load_weights` does.
-
-    Args:
-        model: Network to be filled, in place.
-        state: Dotted name -> tensor.
-        source: Where the weights are from, for messages.
-
-    Raises:
-        DataError: Names, shapes or kinds of numbers differ, or a value is NaN.
-    """
-    wanted = model.state_dict()
-    state = _without_common_prefix(state, wanted)
-    missing = [n for n in wanted if n not in state and not n.endswith(_OPTIONAL)]
-    unexpected = [n for n in state if n not in wanted]
-    common = [n for n in wanted if n in state]
-    shapes = [
-        f"{n} is {_shape(state[n])} in the file, {_shape(wanted[n])} in the model"
-        for n in common
-        if state[n].shape != wanted[n].shape
-    ]
-    kinds = [
-        f"{n} is {state[n].dtype} in the file, {wanted[n].dtype} in the model"
-        for n in common
-        if state[n].is_floating_point() != wanted[n].is_floating_point()
-    ]
-    parts = [
-        _listing(f"{len(missing)} of the model's {len(wanted)} tensors are missing", missing),
-        _listing(f"{len(unexpected)} are not the model's", unexpected),
-        _listing(f"{len(shapes)} have another shape", shapes),
-        _listing(f"{len(kinds)} have another kind of number", kinds),
-    ]
-    report = "; ".join(part for part in parts if part)
-    if report:
-        raise DataError(
-            f"The weights of {source} do not fit the {type(model).__name__}: {report}. Are they another "
-            "network's, or another number of classes?"
-        )
-    broken = [n for n in common if state[n].is_floating_point() and bool(torch.isnan(state[n]).any())]
-    if broken:
-        raise DataError(_listing(f"{len(broken)} tensors of {source} hold NaN", broken) + ".")
-    model.load_state_dict({**wanted, **state})
-
-
 def infer_num_classes(build: Callable[[int], nn.Module], state: Mapping[str, Tensor]) -> int | None:
     """Return how many classes the weights are for, or None where they do not tell.
 
@@ -170,7 +130,7 @@ def infer_num_classes(build: Callable[[int], nn.Module], state: Mapping[str, Ten
         with seeded_init():
             probe = build(_PROBE_CLASSES)
     wanted = probe.state_dict()
-    state = _without_common_prefix(state, wanted)
+    state = matched(state, wanted)
     found = {
         state[name].shape[axis]
         for name, tensor in wanted.items()
@@ -179,6 +139,47 @@ def infer_num_classes(build: Callable[[int], nn.Module], state: Mapping[str, Ten
         if size == _PROBE_CLASSES
     }
     return found.pop() if len(found) == 1 else None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Say which of the two formats a file has, by how it starts; where that tells nothing, by its suffix.
+
+    Raises:
+        DataError: It has neither format.
+    """
+    with path.open("rb") as file:
+        head = file.read(512)
+    packed = next((name for name, at, magic in _ARCHIVES if head[at : at + len(magic)] == magic), None)
+    if packed:
+        raise DataError(f"{path} is a {packed} archive. Unpack it, and pass the file of weights that is in it.")
+    if head[8:9] == b"{":
+        return True
+    if head[:4] == _ZIP or head[:1] == b"\x80":
+        return False
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"Weights are read from {_one_of(SUFFIXES)} files, got {path}.")
+    return path.suffix.lower() in SAFETENSORS
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse a zip whose entries would take far more memory than the file's size.
+
+    torch.save does not compress, so that a file that unpacks to much more was made to fill the memory.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != _ZIP:
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            stated = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, EOFError, struct.error) as error:
+        raise _unreadable(path, error) from error
+    size = path.stat().st_size
+    if stated > _GROWTH * size + _SLACK:
+        raise DataError(
+            f"{path} has {size} bytes but would unpack to {stated}: it is compressed as no file of weights is, so it "
+            "is not loaded."
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -192,11 +193,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
+    _check_sizes(path)
     try:
-        with warnings.catch_warnings():
+        # The open file, since torch.load chooses the format of a path by its suffix.
+        with warnings.catch_warnings(), path.open("rb") as file:
             # torch warns of files it then refuses, which is told below.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         if name is None and not _is_plain_pickle(path):
@@ -235,13 +238,13 @@ def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
     for _ in range(4):
         if not isinstance(content, Mapping):
             break
-        if content and all(isinstance(v, Tensor) for v in content.values()):
-            if not all(isinstance(k, str) for k in content):
-                break
-            return dict(content)
         inner = [k for k in _CONTAINERS if isinstance(content.get(k), Mapping)]
         if not inner:
-            break
+            # Numbers and texts (an epoch, a module's extra state) may lie among the tensors.
+            tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+            if not tensors:
+                break
+            return tensors
         content = content[inner[0]]
     if isinstance(content, Mapping):
         got = "a dict with the keys " + (", ".join(repr(k) for k in list(content)[:8]) or "(none)")
@@ -251,27 +254,6 @@ def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
         f"{path} holds no weights: found {got}. Accepted is a dict of tensors (a state_dict), also one level "
         f"down under {', '.join(map(repr, _CONTAINERS))}."
     )
-
-
-def _without_common_prefix(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Take off a first name part shared by all (a framework's "model.") if the rest are the model's names."""
-    first = {name.partition(".")[0] for name in state}
-    if len(first) != 1 or any(name in wanted for name in state):
-        return state
-    prefix = first.pop() + "."
-    inner = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return inner if any(name in wanted for name in inner) else state
-
-
-def _listing(head: str, items: list[str], limit: int = 4) -> str:
-    if not items:
-        return ""
-    more = f", and {len(items) - limit} more" if len(items) > limit else ""
-    return f"{head} ({', '.join(items[:limit])}{more})"
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
 
 
 def _one_of(suffixes: tuple[str, ...]) -> str:
