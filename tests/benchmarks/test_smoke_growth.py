@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "growth.py"
 
 
+@pytest.mark.slow
 def test_growth_prints_a_row_for_each_size():
     done = subprocess.run([sys.executable, str(SCRIPT), "--smoke"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
