@@ -78,7 +78,6 @@ def command(
     problems.raise_if_any()
 
     from posthoc_inn import __version__
-    from posthoc_inn.analysis.by_name import needs_of
     from posthoc_inn.report.analyses import write_analyses
 
     where = bundle_of(bundle)
@@ -87,13 +86,7 @@ def command(
     if list_only:
         _list(manager, has, as_json)
         return
-    wanted = list(names) or [n for n in manager.analyses.names() if set(needs_of(n)) <= has]
-    for name in wanted:
-        missing = sorted(set(needs_of(name)) - has)
-        if missing:
-            raise ConfigError(
-                f"The analysis {name} needs {' and '.join(missing)}, which this bundle lacks: fit with --concepts."
-            )
+    wanted = _wanted(names, has, manager)
     settings = _settings(own, wanted)
     images = _images(str(data), data_dir, dict(data_options), stored, seed)
     sections = []
@@ -110,6 +103,23 @@ def command(
         for section in sections:
             click.echo(f"{section.title:28} {section.problem or f'{section.seconds:.1f} s'}")
         click.echo(f"report    {page}   (open it in a browser)\nfigures   {plain}")
+
+
+def _wanted(names: tuple[str, ...], has: set[str], manager: PluginManager) -> list[str]:
+    """Return the analyses to run: those named, or all that the bundle allows.
+
+    Raises:
+        ConfigError: One that was named needs what the bundle lacks.
+    """
+    from posthoc_inn.analysis.by_name import needs_of
+
+    for name in names:
+        missing = sorted(set(needs_of(name)) - has)
+        if missing:
+            raise ConfigError(
+                f"The analysis {name} needs {' and '.join(missing)}, which this bundle lacks: fit with --concepts."
+            )
+    return list(names) or [n for n in manager.analyses.names() if set(needs_of(n)) <= has]
 
 
 def _list(manager: PluginManager, has: set[str], as_json: bool) -> None:
