@@ -240,37 +240,22 @@ def _model(given: dict[str, Any]) -> tuple[nn.Module, ImageSpec, Any]:
 
 def _parts(given: dict[str, Any], spec: ImageSpec, stored: Any) -> _Parts:
     """Open the images, and what all points share."""
-    from posthoc_inn.cli.data import folder_images, is_folder, registered_images
-    from posthoc_inn.cli.fit.inputs import check_canonical, open_autoencoder
+    from posthoc_inn.cli.data import is_folder
+    from posthoc_inn.cli.fit.inputs import check_canonical, open_autoencoder, open_images
     from posthoc_inn.cli.fit.options import FitOptions
-    from posthoc_inn.cli.models import needed_side
     from posthoc_inn.config import preset
     from posthoc_inn.fit.preparing import choose_image_size
     from posthoc_inn.images import BatchSource
     from posthoc_inn.plugins import get_plugin_manager
 
     manager = get_plugin_manager()
-    if is_folder(manager, given["data"]):
-        images = folder_images(
-            Path(given["data"]),
-            size=given["image_size"],
-            channels=3,
-            held_out=given["held_out"],
-            seed=given["seed"],
-            needed=given["input_size"] or needed_side(spec),
-        )
-        images.draws = given["draws"] or 1
-    else:
-        if given["held_out"] is not None:
-            raise ConfigError(f"--held-out is for folders; the data set {given['data']} has its own held-out part.")
-        images = registered_images(
-            manager,
-            given["data"],
-            given["data_dir"],
-            seed=given["seed"],
-            draws=given["draws"],
-            options=dict(given["data_options"]),
-        )
+    if given["held_out"] is not None and not is_folder(manager, given["data"]):
+        raise ConfigError(f"--held-out is for folders; the data set {given['data']} has its own held-out part.")
+    names = ("autoencoder", "image_size", "input_size", "held_out", "data_dir", "seed")
+    chosen = FitOptions(**{name: given[name] for name in names}, data_options=list(given["data_options"]))
+    images = open_images(chosen, given["data"], given["draws"], manager, spec)
+    for note in images.notes:
+        click.echo(f"Note: {note}", err=True)
     source = BatchSource(images.train, batch_size=128, seed=given["seed"]).check()
     check_canonical(source, images.name)
     channels, height, width = source.image_shape
@@ -284,7 +269,6 @@ def _parts(given: dict[str, Any], spec: ImageSpec, stored: Any) -> _Parts:
             )
         return _Parts(images, config, size, stored.autoencoder, stored.concepts)
     size = given["image_size"] or choose_image_size(height, width)
-    chosen = FitOptions(autoencoder=given["autoencoder"], image_size=given["image_size"], seed=given["seed"])
     return _Parts(images, config, size, open_autoencoder(chosen, config, size, channels), None)
 
 

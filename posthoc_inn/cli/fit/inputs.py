@@ -7,7 +7,7 @@ from typing import Any
 
 from posthoc_inn.bundle import load_bundle
 from posthoc_inn.cli.bundles import bundle_of
-from posthoc_inn.cli.data import Images, folder_images, registered_images
+from posthoc_inn.cli.data import Images, folder_images, is_folder, registered_images
 from posthoc_inn.cli.fit.options import Choice, FitOptions
 from posthoc_inn.cli.models import NONE, TRAIN, Model, backbone_spec, build_model, channels_of, needed_side, own_spec
 from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec
@@ -16,25 +16,27 @@ from posthoc_inn.images import BatchSource
 from posthoc_inn.plugins import PluginManager
 
 
-def open_images(options: FitOptions, choice: Choice, manager: PluginManager, spec: ImageSpec | None) -> Images:
-    """Open the data that was chosen; `spec` is the model's, where it is known already."""
-    if choice.is_folder:
+def open_images(
+    options: FitOptions, data: str, draws: int | None, manager: PluginManager, spec: ImageSpec | None
+) -> Images:
+    """Open the folder or data set `data`; `spec` is the model's, where it is known already."""
+    if is_folder(manager, data):
         images = folder_images(
-            Path(choice.data),
+            Path(data),
             size=options.image_size,
             channels=3,
             held_out=options.held_out,
             seed=options.seed,
             needed=options.input_size or needed_side(spec),
         )
-        images.draws = choice.draws or 1
+        images.draws = draws or 1
         return images
     return registered_images(
         manager,
-        choice.data,
+        data,
         options.data_dir,
         seed=options.seed,
-        draws=choice.draws,
+        draws=draws,
         options={key: value for key, value in options.data_options},
     )
 

@@ -71,7 +71,7 @@ class Run:
             spec = backbone_spec(
                 manager, choice.backbone, choice.weights, input_size=options.input_size, mean=None, std=None
             )
-        self.images = open_images(options, choice, manager, spec)
+        self.images = open_images(options, choice.data, choice.draws, manager, spec)
         self.source = BatchSource(self.images.train, batch_size=128, seed=options.seed).check()
         self.kept = BatchSource(self.images.held_out, batch_size=128, seed=options.seed).check()
         check_canonical(self.source, self.images.name)
