@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_inn import analysis
+from posthoc_inn.ambient import in_plain_torch
 from posthoc_inn.analysis import editing
 from posthoc_inn.analysis.by_name import run_analysis
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
@@ -79,6 +80,7 @@ class Interpreter:
     posthoc_inn.errors.NotFittedError: This Interpreter is not fitted: call fit(loader) first, or Interpreter.load(...).
     """
 
+    @in_plain_torch
     def __init__(
         self,
         model: nn.Module,
@@ -115,6 +117,7 @@ class Interpreter:
 
     # ---- learning
 
+    @in_plain_torch
     def fit(
         self,
         data: Any,
@@ -191,6 +194,7 @@ class Interpreter:
             announce(fit.plan())
         return self.learn(fit)
 
+    @in_plain_torch
     def plan(self, data: Any, **request: Any) -> Plan:
         """Return what `fit` with these arguments would do, and how long it would take; nothing here is changed.
 
@@ -199,6 +203,7 @@ class Interpreter:
         """
         return self.prepare(FitRequest.of(data, request)).plan()
 
+    @in_plain_torch
     def prepare(self, request: FitRequest, *, reporter: Reporter | None = None) -> Fit:
         """Return a fit of which everything is opened and checked, and nothing is trained: for `learn`.
 
@@ -211,17 +216,28 @@ class Interpreter:
         """
         return prepare(self._subject(), request, reporter=reporter or Reporter())
 
-    def learn(self, fit: Fit) -> Interpreter:
+    @in_plain_torch
+    def learn(self, fit: Fit, *, trained: Callable[[], None] | None = None) -> Interpreter:
         """Run a fit that `prepare` returned, and keep what it learned.
+
+        Args:
+            fit: What to run.
+            trained: Called when all is trained and kept here, before it is measured: measuring may fail.
 
         Raises:
             PosthocInnError: As `fit` does, during training.
         """
-        with announced(fit.request, self.layer, fit.seconds), fit.reporter:
+        with fit.locked(), announced(fit.request, self.layer, fit.seconds), fit.reporter:
             result = fit.run()
             self._keep(fit, result)
+            if trained is not None:
+                trained()
             if fit.request.evaluate:
-                self._measure(fit, result)
+                try:
+                    self._measure(fit, result)
+                except Exception as error:
+                    error.add_note("All is trained and kept in this Interpreter; only its figures are missing.")
+                    raise
         fit.clean()
         return self
 
@@ -261,6 +277,7 @@ class Interpreter:
         self.metrics_ = measured.metrics
         self.metrics_["seconds"]["measuring"] = round(time.perf_counter() - started, 3)
 
+    @in_plain_torch
     def fit_concepts(
         self,
         data: Any,
@@ -337,6 +354,7 @@ class Interpreter:
 
     # ---- images
 
+    @in_plain_torch
     def sample(
         self,
         images: Tensor | None = None,
@@ -376,12 +394,14 @@ class Interpreter:
             v = torch.randn(len(context), n, pipeline.latent_dim, generator=generator)
         return pipeline.pictures(pipeline.sample_latents(context, v, precision=chosen))
 
+    @in_plain_torch
     def invariances(self, images: Tensor) -> Tensor:
         """Return v = t(E(x) given Φ(x)), shape (B, D), for images (B, C, H, W), at the mean of the encoder."""
         pipeline = self.pipeline
         context = pipeline.context(pipeline.z_of(images))
         return pipeline.invariances(pipeline.means(images), context)[0]
 
+    @in_plain_torch
     def reconstruct(self, images: Tensor, *, z_of: Tensor | None = None, z: Tensor | None = None) -> Tensor:
         """Return D(t⁻¹(v given z)), pictures (B, C, H, W) in [0, 1], with v of `images`.
 
@@ -397,6 +417,7 @@ class Interpreter:
         context = pipeline.context(pipeline.z_of(other, z))
         return pipeline.decode(pipeline.sample_latents(context, v[:, None]).flatten(0, 1))
 
+    @in_plain_torch
     def log_likelihood(self, images: Tensor, *, z: Tensor | None = None, seed: int = 0) -> Tensor:
         """Return log p(z_bar given z), shape (B,), in nats with all constants, at a draw of the stochastic encoder.
 
@@ -410,6 +431,7 @@ class Interpreter:
         mean, std = pipeline.encode(pipeline.adapter.read(images))
         return -pipeline.invariances(drawn(mean, std, seed), context)[1]
 
+    @in_plain_torch
     def factors(self, images: Tensor) -> dict[str, Tensor]:
         """Return e(E(x)) by name, residual first: each (B, width), for images (B, C, H, W) (MSC eq. 6).
 
@@ -419,6 +441,7 @@ class Interpreter:
         model = self.concept_model
         return dict(zip(model.factor_names, model.factors(self.pipeline.means(images)), strict=True))
 
+    @in_plain_torch
     def edit(
         self,
         images: Tensor,
@@ -453,6 +476,7 @@ class Interpreter:
         latents = pipeline.means(images)
         return pipeline.pictures(editing.edited(model, latents, concept, source=taken, value=value, n=n, seed=seed))
 
+    @in_plain_torch
     def walk(
         self,
         images: Tensor,
@@ -491,6 +515,7 @@ class Interpreter:
         far = torch.linspace(-2, 2, steps) if amounts is None else amounts
         return pipeline.pictures(editing.walk_along(model, latents, torch.as_tensor(direction), far))
 
+    @in_plain_torch
     def direction(self, with_images: Tensor, without_images: Tensor, *, concept: str | None = None) -> Tensor:
         """Return the direction (D,) of an attribute in the space of e (IIN eq. 14, in terms of e, not of x).
 
@@ -504,6 +529,7 @@ class Interpreter:
 
     # ---- questions
 
+    @in_plain_torch
     def analyze(
         self, name: str, data: Any = None, *, z: Tensor | None = None, seed: int = 0, **options: Any
     ) -> analysis.Result:
@@ -524,6 +550,7 @@ class Interpreter:
         result: analysis.Result = run_analysis(self, name, data, z=z, seed=seed, options=options)
         return result
 
+    @in_plain_torch
     def report(self, path: str | Path, data: Any = None, *, class_names: Sequence[str] = ()) -> Path:
         """Write one self-contained HTML page: samples, figures and what they mean, concepts, curves, settings.
 
@@ -551,6 +578,7 @@ class Interpreter:
         write_fitted_report(self, images.to(pipeline.device), v, path, words=words)
         return Path(path)
 
+    @in_plain_torch
     def explained_by_invariances(
         self, data: Any = None, *, z: Tensor | None = None, samples: int = 10_000, seed: int = 0
     ) -> analysis.ExplainedByInvariances:
@@ -565,6 +593,7 @@ class Interpreter:
         given = self.pipeline.z_from(data, z, limit=max(2, samples // 20))
         return analysis.explained_by_invariances(self.pipeline, given, samples=samples, seed=seed)
 
+    @in_plain_torch
     def concept_relevance(
         self, data: Any = None, *, z: Tensor | None = None, samples: int = 10_000, seed: int = 0
     ) -> analysis.ConceptRelevance:
@@ -585,6 +614,7 @@ class Interpreter:
 
     # ---- keeping
 
+    @in_plain_torch
     def save(self, directory: str | Path, *, overwrite: bool = False, store_model: bool = False) -> Path:
         """Write a bundle: safetensors, JSON and a card, to a temporary directory that is renamed in the end.
 
@@ -615,6 +645,7 @@ class Interpreter:
         return save_bundle(bundle, Path(directory), overwrite=overwrite, model_state=state)
 
     @classmethod
+    @in_plain_torch
     def load(
         cls,
         directory: str | Path,

@@ -26,7 +26,7 @@ from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import Config
 from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, TrainingError
 from posthoc_inn.features import LayerExtractor
-from posthoc_inn.files import replace_file
+from posthoc_inn.files import replace_file, writing
 from posthoc_inn.fit import FitRequest
 from posthoc_inn.images import BatchSource
 from posthoc_inn.interpreter import Interpreter
@@ -134,7 +134,8 @@ def run_job(job: SweepJob, reporter: Reporter | None = None) -> dict[str, Any]:
         **{k: metrics[k] for k in ("faithfulness", "likelihood", "explained_by_invariances", "autoencoder", "seconds")},
         "concepts": metrics.get("concepts"),
     }
-    replace_file(out / RESULT, json.dumps(result, indent=1))
+    with writing(out / RESULT):
+        replace_file(out / RESULT, json.dumps(result, indent=1))
     return result
 
 

@@ -4,10 +4,11 @@ import json
 import math
 
 import pytest
+from safetensors import SafetensorError
 
 from posthoc_inn.config import TrainConfig
-from posthoc_inn.errors import ConfigError
-from posthoc_inn.files import plain, replace_file
+from posthoc_inn.errors import ConfigError, DataError
+from posthoc_inn.files import plain, replace_file, writing
 
 
 def test_plain_data_is_what_json_gives_back():
@@ -33,3 +34,26 @@ def test_a_file_is_replaced_at_once(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         replace_file(tmp_path / "nowhere" / "a", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), "File too large"),
+        (SafetensorError("Error while serializing: something new"), "Error while serializing: something new"),
+    ],
+)
+def test_what_the_disk_refuses_is_told_as_that(tmp_path, error, told):
+    target = tmp_path / "a.json"
+    target.with_name("a.json.partial").write_text("half")
+    with pytest.raises(DataError) as raised, writing(target):
+        raise error
+    assert str(raised.value) == f"{target} cannot be written: {told}. Make room there, or choose another directory."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_are_not_blamed_on_the_disk(tmp_path):
+    with pytest.raises(KeyError), writing(tmp_path):
+        raise KeyError("a")

@@ -12,8 +12,10 @@ ROOT = Path(__file__).parents[1] / "posthoc_inn"
 RANKS = {
     "errors": 0,
     "protocols": 0,
-    "files": 0,
+    "files": 0.5,
     "seeds": 0,
+    "ambient": 0,
+    "generators": 0,
     "config": 1,
     "progress": 1,
     # Pure functions of tensors, which autoencoders need too.

@@ -17,6 +17,7 @@ from posthoc_inn.analysis.optional import require
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.errors import ConfigError, Problems, ShapeError, is_count
 from posthoc_inn.features.isolation import device_generators
+from posthoc_inn.generators import GENERATORS
 from posthoc_inn.pipeline import Pipeline
 
 Method = Literal["fgsm", "pgd"]
@@ -175,12 +176,13 @@ def log_odds_against(output: Tensor, labels: Tensor) -> Tensor:
 def _private_generator(device: torch.device, seed: int) -> Iterator[None]:
     """Let captum, which draws from the global generator of `device`, draw from one of our own."""
     getter, setter = device_generators(device) or (torch.get_rng_state, torch.set_rng_state)
-    before = getter()
-    setter(torch.Generator(device).manual_seed(seed).get_state())
-    try:
-        yield
-    finally:
-        setter(before)
+    with GENERATORS:
+        before = getter()
+        setter(torch.Generator(device).manual_seed(seed).get_state())
+        try:
+            yield
+        finally:
+            setter(before)
 
 
 def random_signs(like: Tensor, seed: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from posthoc_inn.errors import ConfigError, DataError, ShapeError
+from posthoc_inn.files import writing
 from posthoc_inn.images import find_image_files, load_image, match_channels, pil_to_tensor
 from posthoc_inn.images.image_files import MAX_PIXELS, PathLike
 from posthoc_inn.images.spec import check_canonical
@@ -128,11 +129,12 @@ def save_animation(pictures: Iterable[Tensor], path: PathLike, fps: float = 12.0
     partial = file.with_name(file.name + ".partial")
     options = {"lossless": True} if kind == "WEBP" else {}
     try:
-        with partial.open("wb") as stream:
-            first.save(stream, format=kind, save_all=True, append_images=frames, duration=duration, loop=0, **options)
-        os.replace(partial, file)
-    except OSError as error:
-        raise DataError(f"{file} cannot be written: {error.strerror or error}.") from error
+        with writing(file):
+            with partial.open("wb") as stream:
+                first.save(
+                    stream, format=kind, save_all=True, append_images=frames, duration=duration, loop=0, **options
+                )
+            os.replace(partial, file)
     finally:
         with suppress(OSError):  # Gone to its place, or never made.
             partial.unlink()

@@ -19,6 +19,7 @@ from posthoc_inn.autoencoders.fused import (
 )
 from posthoc_inn.config import AutoencoderConfig
 from posthoc_inn.errors import ConfigError, ShapeError
+from posthoc_inn.generators import lent_generators
 from posthoc_inn.objectives import kl_to_standard_normal
 
 SIZES = (28, 32, 64, 128)
@@ -58,8 +59,7 @@ class ConvAutoencoder(TrainableAutoencoder):
         widths = [min(config.width * 2**k, 512) for k in range(halvings)]
         side = config.size // 2**halvings
         flat = widths[-1] * side * side
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(config.seed)  # manual_seed would reseed every GPU too
+        with lent_generators(config.seed):
             down: list[nn.Module] = []
             for before, after in zip([config.channels, *widths[:-1]], widths, strict=True):
                 down += [nn.Conv2d(before, after, 4, 2, 1), *self._nonlinearity(after)]

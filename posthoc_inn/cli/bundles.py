@@ -9,6 +9,7 @@ import click
 
 from posthoc_inn.cli.options import options
 from posthoc_inn.errors import DataError
+from posthoc_inn.files import replace_file, writing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -137,8 +138,6 @@ def write_picture(out: Path, png: bytes) -> None:
     Raises:
         DataError: It cannot be written.
     """
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(png)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror or error}.") from error
+        replace_file(out, png)

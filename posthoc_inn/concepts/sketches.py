@@ -18,6 +18,7 @@ from posthoc_inn.concepts.model import RANDOM, RESIDUAL
 from posthoc_inn.concepts.style_features import MIN_SIDE
 from posthoc_inn.concepts.stylize import Progress, Stylizer
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnWarning, Problems, ShapeError, is_count
+from posthoc_inn.files import writing
 from posthoc_inn.images import fit_canonical, load_image, match_channels
 from posthoc_inn.images.convert import read_sample
 from posthoc_inn.images.image_files import PathLike
@@ -319,12 +320,11 @@ def _load(file: Path, shape: torch.Size) -> Tensor | None:
 
 
 def _save(file: Path, images: Tensor) -> None:
-    try:
+    with writing(file, "The stylised images are kept there: make room, or pass another cache=."):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial")
-        save_file({"images": images.contiguous()}, partial)
-        os.replace(partial, file)
-    except OSError as error:
-        raise DataError(
-            f"The stylised images cannot be kept in {file.parent}: {error}; pass another cache=."
-        ) from error
+        try:
+            save_file({"images": images.contiguous()}, partial)
+            os.replace(partial, file)
+        finally:
+            partial.unlink(missing_ok=True)

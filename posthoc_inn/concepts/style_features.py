@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from posthoc_inn.config import ImageSpec
 from posthoc_inn.errors import ConfigError, LayerNotFoundError, suggest
 from posthoc_inn.features.isolation import unwrap
+from posthoc_inn.generators import GENERATORS
 from posthoc_inn.images import apply_spec, resize
 
 MIN_SIDE = 8
@@ -126,7 +127,7 @@ class StyleFeatures:
         handles = [modules[name].register_forward_hook(hook_of(name)) for name in layers]
         try:
             # Networks that draw random numbers in their forward pass must not move the caller's generator.
-            with torch.random.fork_rng(devices=[]):
+            with GENERATORS, torch.random.fork_rng(devices=[]):
                 yield
         finally:
             for handle in handles:

@@ -19,6 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from posthoc_inn.ambient import users_defaults
+from posthoc_inn.generators import GENERATORS
+
 _CONTAINERS: frozenset[type] = frozenset((dict, OrderedDict, list, set))
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
@@ -200,7 +203,7 @@ def left_alone(model: nn.Module, *, track_grad: bool, device: torch.device) -> I
             alone.
         device: Where the inputs live; the global generator of this device is put back, too.
     """
-    with lock_of(model):
+    with GENERATORS, lock_of(model), users_defaults():
         modules = list(model.modules())
         with ExitStack() as undone:
             undone.callback(_save_generators(device))

@@ -8,13 +8,16 @@ from typing import Literal
 from posthoc_inn.concepts import Space
 from posthoc_inn.config import ConceptConfig
 from posthoc_inn.fit.concepts import ConceptFit, bind, fit_concepts, rows_of
+from posthoc_inn.fit.lock import locked
 from posthoc_inn.fit.parts import checkpoint_of
 from posthoc_inn.fit.preparing import concepts_of_length, find_concepts, opened
 from posthoc_inn.fit.request import FitRequest
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.progress import Reporter
 from posthoc_inn.rows.cache import DEFAULT_BUDGET
+from posthoc_inn.rows.identity import identity_of_rows, key_of
 from posthoc_inn.rows.reader import RowReader
+from posthoc_inn.weights import fingerprint
 
 
 def fit_concepts_alone(
@@ -59,8 +62,14 @@ def fit_concepts_alone(
         budget=DEFAULT_BUDGET,
         for_concepts=True,
     )
-    with reporter:
-        train, kept, extra = reader.read(train_images, kept_images, request.draws, wanted.extra)
+    with locked(request.directory), reporter:
+        key = ""
+        if request.directory is not None:
+            rows = identity_of_rows(
+                pipeline.extractor, pipeline.adapter, train_images, kept_images, request.draws, wanted.extra
+            )
+            key = key_of(rows, fingerprint(pipeline.autoencoder))
+        train, kept, extra = reader.read(train_images, kept_images, request.draws, wanted.extra, key=key)
         bound = bind(wanted, train, kept, extra)
         caches = [cache for cache in (train, extra) if cache is not None]
         if space == "z_bar":
@@ -78,4 +87,5 @@ def fit_concepts_alone(
             resume=request.resume,
             progress=lambda step, total, figures: reporter.advance(step, figures),
             note=reporter.note,
+            key=key,
         )

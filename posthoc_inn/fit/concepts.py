@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from posthoc_inn.errors import ConfigError, DataError
 from posthoc_inn.flows import FactorFlow, set_compute_dtype
 from posthoc_inn.protocols import ConceptSource
 from posthoc_inn.rows.cache import Cache
+from posthoc_inn.rows.identity import key_of
 from posthoc_inn.rows.latents import Rows
 from posthoc_inn.rows.pairs import RowPairs
 from posthoc_inn.rows.reader import IMAGE, LABEL
@@ -261,6 +263,7 @@ def fit_concepts(
     resume: bool = False,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
     note: Callable[[str], None] = lambda text: None,
+    key: str = "",
 ) -> ConceptFit:
     """Train e.
 
@@ -276,6 +279,7 @@ def fit_concepts(
         resume: Go on from it.
         progress: Called after each step.
         note: Told what a user has to know.
+        key: Of the rows; a checkpoint of other rows, or of other concepts over them, is refused.
 
     Raises:
         DataError: A concept cannot be learned from these rows.
@@ -306,9 +310,20 @@ def fit_concepts(
         task = FactorTask(flow, rows, pairs, aside, rho=config.rho, batch_size=training.batch_size, seed=training.seed)
     # Like t, e runs its matrix products in bf16 by itself.
     fabric = fabric_for(device, "32")
-    history = train(task, training, fabric=fabric, checkpoint=checkpoint, resume=resume, progress=progress)
+    of = key_of(key, _pairs_digest(pairs))
+    history = train(task, training, fabric=fabric, checkpoint=checkpoint, resume=resume, progress=progress, key=of)
     set_compute_dtype(flow, None)
     return ConceptFit(ConceptModel(flow.eval(), names, space=bound.space, shape=rows.shape), scores, history)
+
+
+def _pairs_digest(pairs: RowPairs | None) -> str:
+    """Return a digest of some pairs: other values of a concept give others."""
+    if pairs is None:
+        return ""
+    digest = hashlib.sha256("\n".join(pairs.names).encode("utf-8", "surrogatepass"))
+    for part in pairs.draw(SIZING_PAIRS, seed=0):
+        digest.update(part.to(torch.int64).numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def _started_flow(

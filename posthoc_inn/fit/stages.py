@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from posthoc_inn.autoencoders import TrainableAutoencoder
 from posthoc_inn.autoencoders.base import CHUNK
-from posthoc_inn.errors import DataError, NotFittedError
-from posthoc_inn.files import replace_file
+from posthoc_inn.errors import NotFittedError
+from posthoc_inn.files import plain, replace_file, writing
 from posthoc_inn.fit.concepts import BoundConcepts, ConceptFit, bind, check_request, fit_concepts, rows_of
 from posthoc_inn.fit.events import stage_finished
+from posthoc_inn.fit.lock import locked
 from posthoc_inn.fit.parts import FitResult, Parts, checkpoint_of
 from posthoc_inn.fit.plan import Paces, Plan, make_plan
 from posthoc_inn.fit.rehearsal import rehearse
@@ -28,11 +29,13 @@ from posthoc_inn.flows import set_compute_dtype
 from posthoc_inn.objectives import drawn
 from posthoc_inn.progress import Reporter
 from posthoc_inn.rows.cache import DEFAULT_BUDGET, Cache
+from posthoc_inn.rows.identity import MODEL, Identity, check_same, identity, identity_of_rows, key_of
 from posthoc_inn.rows.reader import RowReader
 from posthoc_inn.training import History, train
 from posthoc_inn.training.precision import fabric_for
 from posthoc_inn.training.tasks import AutoencoderTask, FlowTask
 from posthoc_inn.training.threads import using_threads
+from posthoc_inn.weights import fingerprint
 
 INITIALIZATION_ROWS = 4096
 """Rows that set the actnorm layers."""
@@ -73,6 +76,7 @@ class Fit:
         self.seconds: dict[str, float] = {}
         self.threads: dict[str, int] = {}
         self._result: FitResult | None = None
+        self._is_locked = False
         if parts.concepts is not None:
             check_request(parts.concepts, parts.config.concepts, parts.config.latent_dim)
         self._reader = RowReader(
@@ -85,8 +89,12 @@ class Fit:
             budget=budget,
             for_concepts=parts.concepts is not None,
         )
+        self._identity = self._identify()
         if request.resume:
-            self._recall()
+            if request.directory is not None and (request.directory / "checkpoints").is_dir():
+                self._recall()
+            else:
+                reporter.note(f"Nothing in {request.directory} to go on from: starting.")
         self._paces = Paces(parts, self._reader, (parts.data.length or 0) * request.draws, self.threads)
         parts.autoencoder.to(parts.device)
         parts.flow.to(parts.device)
@@ -109,6 +117,23 @@ class Fit:
 
     # ---- the stages
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run's directory, so that no other fit writes there; it may be held already.
+
+        Raises:
+            DataError: Another fit holds it, or it cannot be written.
+        """
+        if self._is_locked:
+            yield
+            return
+        with locked(self.request.directory):
+            self._is_locked = True
+            try:
+                yield
+            finally:
+                self._is_locked = False
+
     def run(self) -> FitResult:
         """Run all stages.
 
@@ -117,6 +142,13 @@ class Fit:
             TrainingError: Training diverged, or there is nothing fitting to resume.
             KeyboardInterrupt: After Ctrl-C, once a checkpoint has been written.
         """
+        with self.locked():
+            return self._run()
+
+    def _run(self) -> FitResult:
+        self._identity = self._identify()
+        if self.request.resume:
+            self._check_recorded(self._recorded())
         parts, config = self.parts, self.parts.config
         for note in self.notes:
             self.reporter.note(f"Note: {note}")
@@ -169,8 +201,7 @@ class Fit:
 
     def clean(self) -> None:
         """Remove the cached rows from the run's directory; checkpoints stay."""
-        if self.request.directory is not None:
-            shutil.rmtree(self.request.directory / "cache", ignore_errors=True)
+        self._reader.clean()
 
     def _stage(self, name: str, work: Callable[[], Any], z: Tensor | None = None) -> Any:
         """Do the work of one stage with its threads, and count its seconds; t is timed on the features `z`."""
@@ -199,28 +230,61 @@ class Fit:
         if self.request.directory is None:
             return
         target = self.request.directory / "checkpoints" / STAGES
-        try:
+        record = {"threads": self.threads, "seconds": self.seconds, "identity": self._identity}
+        with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(target, json.dumps({"threads": self.threads, "seconds": self.seconds}))
-        except OSError as error:
-            raise DataError(f"{target} cannot be written: {error}. Choose another out, or make room.") from error
+            replace_file(target, json.dumps(record))
+
+    def _recorded(self) -> dict[str, Any]:
+        """Return what the run that is gone on with recorded; nothing where it cannot be read."""
+        try:
+            text = (self.request.directory / "checkpoints" / STAGES).read_text(encoding="utf-8")  # type: ignore[operator]
+            found = json.loads(text)
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _recall(self) -> None:
-        """Take over what the run recorded, its threads as far as this machine and its user grant them."""
-        directory, most = self.request.directory, torch.get_num_threads()
-        try:
-            recorded = json.loads((directory / "checkpoints" / STAGES).read_text()) if directory is not None else {}
+        """Take over what the run recorded, its threads as far as this machine and its user grant them.
+
+        Raises:
+            TrainingError: It was a run of other images, or of another layer.
+        """
+        recorded, most = self._recorded(), torch.get_num_threads()
+        # The model may still be trained before this fit runs: `run` looks at it.
+        self._check_recorded(recorded, but=(MODEL,))
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            # Unusable: threads are measured, and the time counts from now.
             self.threads = {str(k): max(1, min(int(v), most)) for k, v in recorded.get("threads", {}).items()}
             self.seconds = {str(k): float(v) for k, v in recorded.get("seconds", {}).items()}
-        except (OSError, ValueError, TypeError, AttributeError):
-            return  # nothing usable: threads are measured, and the time counts from now
+
+    def _check_recorded(self, recorded: dict[str, Any], but: tuple[str, ...] = ()) -> None:
+        known = recorded.get("identity")
+        now = {name: digest for name, digest in self._identity.items() if name not in but}
+        check_same(known if isinstance(known, dict) else {}, now, self.request.directory)
+
+    def _identify(self) -> Identity:
+        """Return what this is a fit of; nothing where nothing is kept that another fit could find."""
+        parts, request = self.parts, self.request
+        if request.directory is None:
+            return {}
+        extra = None if parts.concepts is None else parts.concepts.extra
+        rows = identity_of_rows(parts.extractor, parts.adapter, parts.data, parts.held_out, request.draws, extra)
+        config = getattr(parts.autoencoder, "config", None)
+        given = fingerprint(cast(torch.nn.Module, parts.autoencoder)) if parts.autoencoder_is_fitted else plain(config)
+        return rows | identity({"the autoencoder": given})
 
     # ---- what each stage does
 
     def _read(self) -> tuple[Cache, Cache, Cache | None]:
         parts = self.parts
         extra = None if parts.concepts is None else parts.concepts.extra
-        return self._reader.read(parts.data, parts.held_out, self.request.draws, extra)
+        key = key_of(self._identity)
+        return self._reader.read(parts.data, parts.held_out, self.request.draws, extra, key=key)
+
+    def _key(self, *networks: torch.nn.Module) -> str:
+        """Return what a checkpoint is kept under: what the fit is of, and the trained networks it builds on."""
+        return key_of(self._identity, *(fingerprint(network) for network in networks)) if self._identity else ""
 
     def _advance(self, step: int, total: int, figures: dict[str, float]) -> None:
         self.reporter.advance(step, figures)
@@ -241,6 +305,7 @@ class Fit:
             resume=self.request.resume,
             progress=self._advance,
             note=self.reporter.note,
+            key=self._key(cast(torch.nn.Module, parts.autoencoder)),
         )
 
     def _train_autoencoder(self, rows: Cache, held_out: Cache, extra: Cache | None) -> History:
@@ -255,6 +320,7 @@ class Fit:
             checkpoint=checkpoint_of(self.request.directory, "autoencoder"),
             resume=self.request.resume,
             progress=self._advance,
+            key=self._key(),
         )
 
     def _train_flow(self, rows: Cache, held_out: Cache) -> History:
@@ -285,4 +351,5 @@ class Fit:
             checkpoint=checkpoint_of(self.request.directory, "t"),
             resume=self.request.resume,
             progress=self._advance,
+            key=self._key(cast(torch.nn.Module, parts.autoencoder), *([] if flow.base is None else [flow.base])),
         )

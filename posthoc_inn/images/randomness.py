@@ -8,6 +8,8 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from posthoc_inn.ambient import users_torch
+from posthoc_inn.generators import GENERATORS
 from posthoc_inn.seeds import derived
 
 
@@ -15,7 +17,7 @@ class PrivateRandomness:
     """While entered, the global generators of torch, NumPy and Python are replaced by others.
 
     Users' transforms draw from the global generators: this way they are reproducible, and the caller's own
-    generators are left alone.
+    generators are left alone. Their code runs as they have set torch (`users_torch`).
     """
 
     def __init__(self, seed: int) -> None:
@@ -25,13 +27,20 @@ class PrivateRandomness:
         self._python = random.Random(derived(seed, "python")).getstate()
 
     def __enter__(self) -> PrivateRandomness:
+        GENERATORS.acquire()
+        self._users = users_torch()
+        self._users.__enter__()
         self._swap()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._swap()
+        try:
+            self._swap()
+            self._users.__exit__(kind, error, trace)
+        finally:
+            GENERATORS.release()
 
     def _swap(self) -> None:
         outer = torch.get_rng_state(), np.random.get_state(), random.getstate()

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posthoc_inn.errors import DataError
-from posthoc_inn.files import replace_file
+from posthoc_inn.files import replace_file, writing
 from posthoc_inn.report.pages import fill, picture_of
 
 if TYPE_CHECKING:
@@ -76,12 +75,10 @@ def write_analyses(
         out / "analysis.html": render_analyses(heading, lead, sections, version),
         out / "analysis.json": json.dumps(facts, indent=1, allow_nan=False) + "\n",
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
+    for path, text in texts.items():
+        with writing(path):
+            out.mkdir(parents=True, exist_ok=True)
             replace_file(path, text)
-    except OSError as error:
-        raise DataError(f"The analyses cannot be written to {out}: {error}.") from error
     html, plain = texts
     return html, plain
 

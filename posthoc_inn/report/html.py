@@ -12,8 +12,7 @@ from torch import Tensor
 
 from posthoc_inn.analysis import Samples
 from posthoc_inn.analysis.samples import CONCLUSION, LIMITS
-from posthoc_inn.errors import DataError
-from posthoc_inn.files import replace_file
+from posthoc_inn.files import replace_file, writing
 from posthoc_inn.report import figures
 from posthoc_inn.report.findings import Finding, findings, percent
 from posthoc_inn.report.pages import Picture, fill, picture_of
@@ -90,10 +89,9 @@ def write_report(content: ReportContent, path: Path) -> None:
     Raises:
         DataError: The file cannot be written.
     """
-    try:
-        replace_file(path, render(content))
-    except OSError as error:
-        raise DataError(f"The report cannot be written to {path}: {error}.") from error
+    text = render(content)
+    with writing(path):
+        replace_file(path, text)
 
 
 def render(content: ReportContent) -> str:

@@ -6,6 +6,8 @@ whatever the number of images (architecture, section 3).
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import mmap
@@ -14,10 +16,10 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +30,8 @@ DEFAULT_BUDGET = 2 * 2**30
 """Bytes of rows kept in memory before they go to disk."""
 BLOCK = 64 * 2**20
 """Bytes by which memory grows at the most. glibc gives blocks above 32 MiB back to the system once they are freed."""
+INDEX = "cache.json"
+"""Says which rows are complete; written last, removed first."""
 SMALL_ROW = 128 * 2**10
 """Bytes; larger rows gain from the system's reading ahead."""
 
@@ -69,6 +73,7 @@ class Column:
         self.name = name
         self._budget = budget
         self._path = directory / f"{name}.raw"
+        self._file: FileIO | None = None  # held open: what is removed from the directory can still be read
         self._blocks: list[Tensor] = []
         self._room = 0  # rows left in the last block
         self._joined: Tensor | None = None
@@ -127,16 +132,25 @@ class Column:
 
     def _spill(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_bytes(b"")
+        self._path.unlink(missing_ok=True)  # what maps the file that was there keeps it
+        self._open("w+b")
         self.is_on_disk = True
         self._joined = None
         for block in self._take_blocks():
             self._budget.left += block.nbytes
             self._write(block)
 
+    def _open(self, mode: str) -> FileIO:
+        self._file = FileIO(self._path, mode)
+        weakref.finalize(self, self._file.close)
+        return self._file
+
     def _write(self, rows: Tensor) -> None:
-        with open(self._path, "ab") as f:
-            rows.contiguous().numpy().tofile(f)
+        assert self._file is not None
+        self._file.seek(0, os.SEEK_END)
+        left = _bytes_of(rows.contiguous())
+        while len(left):
+            left = left[self._file.write(left) :]
 
     def tensor(self) -> Tensor:
         """Return all rows (N, *shape) as one tensor; on disk, a mapping of the file."""
@@ -159,8 +173,9 @@ class Column:
         return joined
 
     def _map(self) -> Tensor:
-        with open(self._path, "r+b") as f:  # writable, since torch wants it so; nothing here writes to it
-            mapping = mmap.mmap(f.fileno(), 0)
+        assert self._file is not None
+        # Writable, since torch wants it so; nothing here writes to it.
+        mapping = mmap.mmap(self._file.fileno(), self._length * self.row_bytes)
         if hasattr(mmap, "MADV_RANDOM") and self.row_bytes <= SMALL_ROW and 2 * len(mapping) > _physical_memory():
             # Small rows, in random order, from a file that does not stay in memory: what is read ahead only evicts
             # others.
@@ -184,18 +199,19 @@ class Column:
         self._length = 0
 
     def reopen(self, description: dict[str, Any]) -> None:
-        """Map the file that `close` left.
+        """Open the file that `close` left.
 
         Raises:
-            DataError: The file does not have the size it should have.
+            OSError: It is gone.
+            ValueError: It does not have the size it should have.
         """
         self.shape, self._length = tuple(description["shape"]), int(description["rows"])
         self.dtype = getattr(torch, description["dtype"])
-        wanted = self._length * self.row_bytes
-        found = self._path.stat().st_size if self._path.exists() else 0
-        if found != wanted:
-            raise DataError(f"{self._path} has {found} bytes where {wanted} belong: remove {self._path.parent}.")
+        file = self._open("r+b")
         self.is_on_disk = True
+        wanted, found = self._length * self.row_bytes, os.fstat(file.fileno()).st_size
+        if found != wanted:
+            raise ValueError(f"{self._path} has {found} bytes where {wanted} belong")
 
     def rows(self, index: Tensor) -> Tensor:
         """Return the rows at `index` (B,), in its order, as a tensor of its own."""
@@ -203,13 +219,19 @@ class Column:
 
     def span(self, start: int, stop: int) -> Tensor:
         """Return rows `start` to `stop`, without the latter, as a tensor of its own."""
-        if not self.is_on_disk or not self._path.exists():
-            # After a fit the run's cache is removed; what was mapped before can still be read.
+        if self._file is None:
             return self.tensor()[start:stop].clone()
         # Read, not mapped: the system reads ahead, whatever was advised for the mapping.
         count = max(0, min(stop, self._length) - start)
-        raw = np.fromfile(self._path, np.uint8, count * self.row_bytes, offset=start * self.row_bytes)
-        return torch.from_numpy(raw).view(self.dtype).view(count, *self.shape)
+        rows = torch.empty(count, *self.shape, dtype=self.dtype)
+        self._file.seek(start * self.row_bytes)
+        left = _bytes_of(rows)
+        while len(left):
+            read = self._file.readinto(left)
+            if not read:
+                raise DataError(f"{self._path} was cut short while it was in use. Resume the run, or start it anew.")
+            left = left[read:]
+        return rows
 
     def __len__(self) -> int:
         return self._length
@@ -234,6 +256,11 @@ def joined_rows(columns: Sequence[Column], index: Tensor) -> Tensor:
         out[inside] = column.rows(index[inside] - start)
         start += len(column)
     return out
+
+
+def _bytes_of(rows: Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor on the CPU."""
+    return rows.view(-1).view(torch.uint8).numpy().data
 
 
 def _physical_memory() -> int:
@@ -278,20 +305,38 @@ class Cache:
             "fingerprint": fingerprint,
             "columns": {name: column.close() for name, column in self._columns.items()},
         }
-        replace_file(self.directory / "cache.json", json.dumps(index))
+        replace_file(self.directory / INDEX, json.dumps(index))
 
     def restore(self, fingerprint: str) -> bool:
         """Map what `save` left here; return False when there is nothing complete of this fingerprint."""
-        path = self.directory / "cache.json"
-        if not path.exists():
-            return False
-        index = json.loads(path.read_text())
-        if index.get("fingerprint") != fingerprint:
-            return False
-        for name, description in index["columns"].items():
-            self._columns[name] = Column(name, self._budget, self.directory)
-            self._columns[name].reopen(description)
+        found: dict[str, Column] = {}
+        try:
+            index = json.loads((self.directory / INDEX).read_text(encoding="utf-8"))
+            if index["fingerprint"] != fingerprint:
+                return False
+            for name, description in index["columns"].items():
+                found[name] = Column(name, self._budget, self.directory)
+                found[name].reopen(description)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False  # nothing, or what was left by a run that was killed: it is read anew
+        self._columns = found
         return True
+
+    def remove(self) -> None:
+        """Remove what is on disk; columns that are open can still be read."""
+        with contextlib.suppress(OSError):
+            # First, so that a run killed in between does not find half a cache that calls itself complete.
+            (self.directory / INDEX).unlink(missing_ok=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def digest(self, *names: str) -> str:
+        """Return a digest of all values of the named columns."""
+        digest = hashlib.sha256()
+        for parts in self.batches(1024, *names):
+            for part in parts:
+                digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+                digest.update(_bytes_of(part.contiguous()))
+        return digest.hexdigest()[:32]
 
     def __getitem__(self, name: str) -> Column:
         try:

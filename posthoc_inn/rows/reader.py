@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,17 @@ from torch import Tensor
 
 from posthoc_inn.autoencoders import Autoencoder
 from posthoc_inn.autoencoders.base import CHUNK
-from posthoc_inn.errors import DataError
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.files import writing
 from posthoc_inn.images import Batch, BatchSource
 from posthoc_inn.images.adapter import InputAdapter
 from posthoc_inn.progress import Reporter
 from posthoc_inn.rows.cache import Budget, Cache, pixels, unit
-from posthoc_inn.weights import fingerprint
 
 LABEL = "label:"
 """What the columns of labels start with."""
+CACHE_ADVICE = "The rows of a fit are kept there: make room, or use fewer images or draws."
 IMAGE = "image"
 """Column of the image's index in the data that it came from."""
 
@@ -79,9 +77,16 @@ class RowReader:
         return row
 
     def read(
-        self, data: BatchSource, held_out: BatchSource, draws: int, extra: Any = None
+        self, data: BatchSource, held_out: BatchSource, draws: int, extra: Any = None, *, key: str = ""
     ) -> tuple[Cache, Cache, Cache | None]:
         """Return cached rows of the training images, of the held-out ones, and of a concept source's own images.
+
+        Args:
+            data: Training images.
+            held_out: Held-out images.
+            draws: Passes over the training images.
+            extra: A concept source's own images, or None.
+            key: Of what the rows are of (`identity_of_rows`): rows of a run that is resumed are found under it.
 
         Raises:
             DataError: The rows cannot be written, or an image cannot be read.
@@ -90,7 +95,7 @@ class RowReader:
         more = 0 if extra is None else len(extra)
         total = None if None in known else (known[0] or 0) * draws + (known[1] or 0) + more
         self.reporter.stage("reading images and features", total)
-        digest = self._digest(draws, [*known, more, "" if extra is None else _pixels_digest(extra)])
+        digest = f"{key} {self.for_concepts}"
         # Beside a run directory rows go to disk at once: a killed run finds them again, and the system's own page
         # cache keeps what fits in memory.
         budget = Budget(0 if self.out is not None else self.budget)
@@ -103,18 +108,6 @@ class RowReader:
         batches = BatchSource(extra, batch_size=data.batch_size).batches(draw=0)
         return train, kept, self._fill("extra", batches, budget, digest, are_pictures=True)
 
-    def _digest(self, draws: int, known: Sequence[int | str | None]) -> str:
-        facts = [
-            fingerprint(self.extractor.model),
-            self.extractor.to_dict(),
-            self.adapter.spec.to_dict(),
-            self.adapter.image_size,
-            draws,
-            *known,
-            self.for_concepts,
-        ]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
     def _fill(
         self, part: str, batches: Iterable[Batch], budget: Budget, digest: str, *, are_pictures: bool = False
     ) -> Cache:
@@ -123,23 +116,27 @@ class RowReader:
         if self.resume and directory is not None and cache.restore(digest):
             return cache
         if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
-        try:
-            for batch in batches:
-                row = self.row(batch["images"], are_pictures=are_pictures)
-                if self.for_concepts and not are_pictures:
-                    row |= _facts(batch)
+            cache.remove()
+        for batch in batches:
+            row = self.row(batch["images"], are_pictures=are_pictures)
+            if self.for_concepts and not are_pictures:
+                row |= _facts(batch)
+            with writing(cache.directory, CACHE_ADVICE):
                 cache.append(**row)
-                self._done += len(batch["images"])
-                self.reporter.advance(self._done)
-            if directory is not None:
+            self._done += len(batch["images"])
+            self.reporter.advance(self._done)
+        if directory is not None:
+            with writing(cache.directory, CACHE_ADVICE):
                 cache.save(digest)
-        except OSError as error:
-            raise DataError(
-                f"The cache cannot be written to {directory or cache.directory}: {error}. Free some space, or "
-                "use fewer images or draws."
-            ) from error
         return cache
+
+    def clean(self) -> None:
+        """Remove the rows from the run's directory; caches that are open can still be read."""
+        if self.out is None:
+            return
+        for part in ("train", "held_out", "extra"):
+            Cache(self.out / "cache" / part).remove()
+        shutil.rmtree(self.out / "cache", ignore_errors=True)
 
     def encode(self, autoencoder: Autoencoder, *caches: Cache) -> None:
         """Add mean and deviation of the latents to the caches, in place of what is there."""
@@ -151,18 +148,10 @@ class RowReader:
             for (images,) in cache.batches(CHUNK, "images"):
                 with torch.no_grad():
                     mean, std = autoencoder.encode(unit(images.to(self.device)))
-                cache.append(mean=mean.float(), std=std.float())
+                with writing(cache.directory, CACHE_ADVICE):
+                    cache.append(mean=mean.float(), std=std.float())
                 done += len(images)
                 self.reporter.advance(done)
-
-
-def _pixels_digest(images: Any) -> str:
-    """Return a digest of a few images: other sketches, or other folders, are other images."""
-    digest = hashlib.sha256()
-    for k in range(0, len(images), max(1, len(images) // 8)):
-        item = images[k]
-        digest.update(pixels(item[0] if isinstance(item, tuple) else item).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _facts(batch: Batch) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from posthoc_inn.generators import lent_generators
+
 CLASSES = 4
 SIDE = 8
 
@@ -329,8 +331,7 @@ def tiny_model(name: str, *, rows: int = 3, seed: int = 0) -> tuple[nn.Module, A
         The model and its inputs: images (B, 3, 8, 8) in [0, 1], or a tuple of them and vectors (B, 2).
     """
     kind = TINY_MODELS[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with lent_generators(seed):
         model = kind.build()
         images = torch.rand(rows, 3, SIDE, SIDE)
         return model, (images, torch.rand(rows, 2)) if kind.two_inputs else images

@@ -17,20 +17,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from posthoc_inn.errors import TrainingError
+from posthoc_inn.files import partial_of, writing
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write `tensors` and the JSON-able `state` to `path`, replacing it atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    """Write `tensors` and the JSON-able `state` to `path`, replacing it atomically.
+
+    Raises:
+        DataError: The disk refuses; the checkpoint that was there before is kept.
+    """
+    partial = partial_of(path)
     # clone(): tensors that share memory (tied weights, views) cannot be written by safetensors.
     flat = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-    save_file(flat, str(partial), metadata={"format": str(FORMAT), "state": json.dumps(state)})
-    with open(partial, "rb") as f:
-        os.fsync(f.fileno())
-    os.replace(partial, path)
+    with writing(path, "Make room, then resume the run: what was written before is kept."):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(flat, str(partial), metadata={"format": str(FORMAT), "state": json.dumps(state)})
+        with open(partial, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(partial, path)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

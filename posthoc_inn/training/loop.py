@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from posthoc_inn.ambient import plain_torch
 from posthoc_inn.config import TrainConfig
 from posthoc_inn.errors import TrainingError
+from posthoc_inn.generators import lent_generators
 from posthoc_inn.seeds import derived
 from posthoc_inn.training.checkpoint import (
     load_optimizer,
@@ -93,31 +95,21 @@ def clipped_step(optimizer: torch.optim.Optimizer, norm: float, bound: float) ->
 
 
 @contextlib.contextmanager
-def _own_generators(device: torch.device) -> Iterator[None]:
-    """Dropout and the encoder's noise use torch's global generator: lend it, and give it back as it was."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    """Seed the generators lent by `_own_generators`, and no other GPU's (as `torch.manual_seed` would)."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-
-
-@contextlib.contextmanager
-def _interrupt_flag() -> Iterator[threading.Event]:
+def interrupt_flag() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into a flag, so that the step in hand ends and a checkpoint is written."""
     flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    previous = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    # A job in the background ignores Ctrl-C, and a handler of foreign code (None) could not be put back.
+    if not is_main or previous is None or previous == signal.SIG_IGN:
         yield flag
         return
-    previous = signal.getsignal(signal.SIGINT)
 
     def on_interrupt(number: int, frame: Any) -> None:
-        if flag.is_set() and callable(previous):
-            previous(number, frame)
+        if flag.is_set():
+            if callable(previous):
+                previous(number, frame)
+            raise KeyboardInterrupt
         flag.set()
 
     signal.signal(signal.SIGINT, on_interrupt)
@@ -130,7 +122,8 @@ def _interrupt_flag() -> Iterator[threading.Event]:
 class Loop:
     """Trains one task; see `train`."""
 
-    def __init__(self, task: Task, config: TrainConfig, fabric: Fabric, checkpoint: Path | None) -> None:
+    def __init__(self, task: Task, config: TrainConfig, fabric: Fabric, checkpoint: Path | None, key: str = "") -> None:
+        self.key = key
         self.task, self.config, self.fabric, self.checkpoint = task, config, fabric, checkpoint
         self.history = History()
         self.step = 0
@@ -148,9 +141,11 @@ class Loop:
         """Train until the steps are done, patience runs out, or Ctrl-C."""
         started = time.perf_counter() - self.history.seconds
         self.module.train()
-        with _own_generators(self.fabric.device), _interrupt_flag() as interrupted:
+        with plain_torch(), interrupt_flag() as interrupted:
             while self.step < self.config.steps and not self.history.stopped:
-                norm = self._one_step()
+                # Dropout and the encoder's noise draw from the global generators.
+                with lent_generators(derived(self.config.seed, "step", self.step), self.fabric.device):
+                    norm = self._one_step()
                 self.step += 1
                 self.history.seconds = time.perf_counter() - started
                 is_last = self.step == self.config.steps
@@ -176,7 +171,6 @@ class Loop:
     def _one_step(self) -> float:
         """Take one optimizer step, or skip it when something is not finite; return the gradient's norm."""
         config = self.config
-        _seed(derived(config.seed, "step", self.step), self.fabric.device)
         lr = learning_rate(config, self.step)
         for group in self.raw_optimizer.param_groups:
             group["lr"] = lr
@@ -208,8 +202,7 @@ class Loop:
         kept = average or self.task.module.state_dict()
         with _swapped(self.task.module, average):
             self.task.module.eval()
-            _seed(derived(self.config.seed, "look"), self.fabric.device)
-            with torch.no_grad():
+            with torch.no_grad(), lent_generators(derived(self.config.seed, "look"), self.fabric.device):
                 figures = dict(self.task.held_out())
         self.module.train()
         train = sum(self.recent) / len(self.recent) if self.recent else math.nan
@@ -255,6 +248,7 @@ class Loop:
             tensors,
             {
                 "task": self.task.name,
+                "key": self.key,
                 "step": self.step,
                 "config": self.config.to_dict(),
                 "history": self.history.to_dict(),
@@ -278,6 +272,13 @@ class Loop:
             raise TrainingError(
                 f"{path} belongs to another run (task {state['task']!r}; settings that differ: "
                 f"{', '.join(changed) or 'none'}). Resume with the same options, or start anew without resuming."
+            )
+
+        if state["key"] != self.key:
+            raise TrainingError(
+                f"{path} was written while the {self.task.name} was trained on other data: other images, another model "
+                "or layer, or another autoencoder or e than now. Give what the run was begun with, choose another "
+                "directory, or start anew without resuming."
             )
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -340,6 +341,7 @@ def train(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    key: str = "",
 ) -> History:
     """Train `task.module` in place and leave the best held-out weights in it, in eval mode.
 
@@ -350,6 +352,7 @@ def train(
         checkpoint: File to write checkpoints to; none are written when it is not given.
         resume: Go on from `checkpoint` when that file exists; a finished run is only loaded.
         progress: Called after each step.
+        key: Of the data that is trained on; a checkpoint of another is refused.
 
     Returns:
         The run's history.
@@ -360,7 +363,7 @@ def train(
         KeyboardInterrupt: After Ctrl-C, once a checkpoint has been written.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
-    loop = Loop(task, config, fabric, Path(checkpoint) if checkpoint is not None else None)
+    loop = Loop(task, config, fabric, Path(checkpoint) if checkpoint is not None else None, key)
     if resume and loop.checkpoint is not None and loop.checkpoint.exists():
         loop.restore()
     return loop.run(progress)

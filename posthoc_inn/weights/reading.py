@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from posthoc_inn.errors import DataError
+from posthoc_inn.generators import lent_generators
 from posthoc_inn.weights.fingerprint import without_wrappers
 from posthoc_inn.weights.fitting import load_into, matched
 
@@ -68,8 +69,7 @@ def seeded_init(seed: int = 0) -> Iterator[None]:
     >>> bool((a.weight == b.weight).all())
     True
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with lent_generators(seed):
         yield
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from posthoc_inn import interpreter
 from posthoc_inn.bundle import load_bundle
 from posthoc_inn.cli.main import main
+from posthoc_inn.errors import DataError
+from posthoc_inn.fit.lock import locked
 from posthoc_inn.training import loop
 
 
@@ -121,3 +125,48 @@ def test_kill_9_at_any_stage_can_be_resumed(ask, pictures, quick, tmp_path, afte
     answer = ask("fit", "--out", out, "--resume", "--quiet", "--json")
     assert answer.code == 0, answer.err
     assert answer.json["figures"]["training"]["t"]["rows"][-1]["step"] <= 100
+
+
+def test_what_cannot_be_measured_is_kept_and_measured_again(ask, monkeypatch, pictures, quick, tmp_path):
+    out = tmp_path / "run"
+
+    def failing(*args, **kwargs):
+        raise DataError("The held-out images have gone.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interpreter, "measure_fit", failing)
+        answer = ask("fit", *quick, "--data", pictures, "--out", out, "--quiet")
+    assert answer.code == 1
+    told = "The held-out images have gone. This happened while the fit was measured: what was trained is in"
+    assert f"{told} {out / 'bundle'}; with --resume" in answer.err
+    assert load_bundle(out / "bundle").flow is not None
+    monkeypatch.setattr(loop.Loop, "_one_step", lambda self: pytest.fail("nothing is to be trained"))
+    assert ask("fit", "--out", out, "--resume", "--quiet").code == 0
+    assert (out / "report.html").exists()
+
+
+def test_nothing_is_begun_where_a_run_was_to_be_gone_on_with(ask, tmp_path):
+    (tmp_path / "run").mkdir()
+    answer = ask("fit", "--out", tmp_path / "run", "--resume")
+    assert answer.code == 1
+    assert f"There is no run in {tmp_path / 'run'} to go on with. Is --out the right directory?" in answer.err
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_run_that_says_what_to_fit_may_be_begun_by_resume(ask, pictures, quick, tmp_path):
+    # As jobs of a cluster do, which are started again and again with one command.
+    answer = ask("fit", *quick, "--data", pictures, "--out", tmp_path / "run", "--resume", "--quiet", "--steps", 2)
+    assert answer.code == 0, answer.err
+
+
+@pytest.mark.parametrize("option", ["--overwrite", "--resume"])
+def test_a_second_fit_does_not_touch_what_the_first_is_writing(ask, pictures, quick, finished, tmp_path, option):
+    out = shutil.copytree(finished, tmp_path / "run")
+    record = json.loads((out / "fit.json").read_text())
+    (out / "fit.json").write_text(json.dumps({**record, "finished": False}))
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with locked(out):
+        answer = ask("fit", *quick, "--data", pictures, "--out", out, option, "--quiet")
+        assert answer.code == 1
+        assert f"Another fit is writing to {out} at this moment." in answer.err
+    assert before == {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}

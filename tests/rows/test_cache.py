@@ -121,13 +121,49 @@ def test_an_unfinished_cache_is_not_taken_for_a_whole_one(tmp_path):
     assert not Cache(tmp_path, 0).restore("a")
 
 
-def test_a_truncated_file_is_noticed(tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "gone", "no index", "half an index", "another kind of index"])
+def test_what_a_killed_run_left_incomplete_is_read_anew(tmp_path, damage):
     cache = Cache(tmp_path, 0)
     filled(cache)
     cache.save("a")
-    (tmp_path / "z.raw").write_bytes((tmp_path / "z.raw").read_bytes()[:-4])
-    with pytest.raises(DataError, match="has 2396 bytes where 2400 belong"):
-        Cache(tmp_path, 0).restore("a")
+    file, index = tmp_path / "z.raw", tmp_path / "cache.json"
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-4])
+    elif damage == "gone":
+        file.unlink()
+    elif damage == "no index":
+        index.unlink()
+    else:
+        index.write_text(index.read_text()[:20] if damage == "half an index" else '["a"]')
+    found = Cache(tmp_path, 0)
+    assert not found.restore("a")
+    assert found.names() == []
+
+
+def test_a_cache_whose_directory_is_removed_can_still_be_filled_and_read(tmp_path):
+    cache = Cache(tmp_path / "rows", 0)
+    cache.append(z=torch.zeros(3, 2))
+    shutil.rmtree(tmp_path / "rows")
+    cache.append(z=torch.ones(3, 2))
+    assert cache["z"].span(2, 4).tolist() == [[0, 0], [1, 1]]
+    assert cache["z"].rows(torch.tensor([5, 0])).tolist() == [[1, 1], [0, 0]]
+
+
+def test_the_index_goes_first_when_a_cache_is_removed(tmp_path, monkeypatch):
+    cache = Cache(tmp_path / "rows", 0)
+    filled(cache)
+    cache.save("a")
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # killed here
+    cache.remove()
+    assert not Cache(tmp_path / "rows", 0).restore("a")
+
+
+def test_a_digest_is_that_of_the_values():
+    caches = [Cache() for _ in range(3)]
+    for cache, values in zip(caches, ([1.0, 2.0], [1.0, 2.0], [1.0, 3.0]), strict=True):
+        cache.append(z=torch.tensor(values)[:, None])
+    first, same, other = (cache.digest("z") for cache in caches)
+    assert first == same != other
 
 
 def test_rows_of_another_shape_are_refused_with_advice():

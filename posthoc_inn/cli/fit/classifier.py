@@ -78,6 +78,7 @@ def train_classifier(
                 checkpoint=checkpoint,
                 resume=resume,
                 progress=lambda step, total, figures: reporter.advance(step, figures),
+                key=rows.digest("images", "labels"),
             )
             accuracy = task.held_out()["accuracy"]
         finally:

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from posthoc_inn.cli.options import data_options, device_option, model_options, options, training_options
-from posthoc_inn.errors import Problems
+from posthoc_inn.errors import DataError, Problems
 
 DEFAULT_OUT = "runs/color-digits"
 NOT_OF_THE_RUN = ("out", "resume", "overwrite", "as_json", "quiet", "threads", "device")
@@ -63,6 +63,12 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         own = resumed_options(record, own, explicit, out)
     elif not given["resume"] or directory.is_in_use():
         directory.check_new(overwrite=given["overwrite"])
+    elif not explicit - set(NOT_OF_THE_RUN):
+        # Nothing says what to begin: the embedded example would be a surprise in a directory of one's own.
+        raise DataError(
+            f"There is no run in {out} to go on with. Is --out the right directory? To begin one there, say what to "
+            "fit (posthoc-inn fit --help), or leave --resume out for the embedded example."
+        )
     elif not given["quiet"]:
         click.echo(f"Nothing in {out} to go on from: starting.", err=True)
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from posthoc_inn import __version__
 from posthoc_inn.errors import ConfigError, DataError
-from posthoc_inn.files import replace_file
+from posthoc_inn.files import replace_file, writing
 
 FORMAT = 1
 FIT = "fit.json"
+LOCK = ".lock"
+"""Held while a fit writes there (`posthoc_inn.fit.lock`); no part of a run."""
 MEMBERS = ("bundle", "cache", "checkpoints", "metrics.json", "report.html", "samples.png", FIT)
 """All that a run writes, and all that --overwrite removes."""
 
@@ -111,13 +113,9 @@ class RunDirectory:
             DataError: It cannot be written.
         """
         target = self.path / name
-        try:
+        with writing(target, "Choose another --out, or make room and go on with --resume."):
             self.path.mkdir(parents=True, exist_ok=True)
             replace_file(target, content)
-        except OSError as error:
-            raise DataError(
-                f"{target} cannot be written: {error.strerror or error}. Choose another --out, or make room."
-            ) from error
         return target
 
     def is_in_use(self) -> bool:
@@ -126,7 +124,7 @@ class RunDirectory:
             return False
         if not self.path.is_dir():
             return True
-        return any(not child.name.endswith(".partial") for child in self.path.iterdir())
+        return any(not child.name.endswith(".partial") and child.name != LOCK for child in self.path.iterdir())
 
     def check_new(self, *, overwrite: bool) -> None:
         """Make sure that a run can begin here; nothing is removed yet.

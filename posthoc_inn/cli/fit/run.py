@@ -22,7 +22,7 @@ from posthoc_inn.concepts import as_source
 from posthoc_inn.config import TrainConfig
 from posthoc_inn.errors import LayerNotFoundError, ModelError, PosthocInnError
 from posthoc_inn.files import plain
-from posthoc_inn.fit import FitRequest, Plan
+from posthoc_inn.fit import Fit, FitRequest, Plan
 from posthoc_inn.fit.preparing import choose_image_size
 from posthoc_inn.images import BatchSource, apply_spec
 from posthoc_inn.interpreter import Interpreter
@@ -157,11 +157,15 @@ class Run:
 
     def go(self) -> None:
         """Say what will be done, train, measure and write."""
-        options = self.options
         self.say(*self._introduction())
         # Prepared and timed before anything is written or removed, so that whatever is wrong is found by now.
         fit = self.interpreter.prepare(self._request(), reporter=self.reporter)
         self._show(fit.plan())
+        with fit.locked():
+            self._do(fit)
+
+    def _do(self, fit: Fit) -> None:
+        options = self.options
         if not options.resume:
             self.directory.clear()
             self.directory.begin(options.of_the_run(), precision=self.precision)
@@ -170,7 +174,7 @@ class Run:
             trained = self._train_classifier()
             fit.probe_again()
         accuracy = self._accuracy()
-        self.interpreter.learn(fit)
+        self._learn(fit)
         self._finish(trained, accuracy)
 
     # ---- telling
@@ -269,6 +273,26 @@ class Run:
     def _predict(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             return self.interpreter.extractor.predict(apply_spec(images.to(self.device), self.model.spec))
+
+    def _learn(self, fit: Fit) -> None:
+        """Train and measure; what is trained is saved before it is measured."""
+        is_saved = False
+
+        def trained() -> None:
+            nonlocal is_saved
+            self.interpreter.origin = self.model.origin
+            self.interpreter.save(self.directory.bundle, overwrite=True, store_model=self.trains)
+            is_saved = True
+
+        try:
+            self.interpreter.learn(fit, trained=trained)
+        except PosthocInnError as error:
+            if not is_saved:
+                raise
+            raise type(error)(
+                f"{error} This happened while the fit was measured: what was trained is in {self.directory.bundle}; "
+                "with --resume it is measured again."
+            ) from error
 
     def _save(self) -> None:
         """Write the bundle, and its figures beside it."""
