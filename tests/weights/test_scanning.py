@@ -117,6 +117,7 @@ def test_repeated_values_of_a_modest_size_are_taken(tmp_path):
     assert load_state(tmp_path / "net.pth")["weight"].shape == (4, 3)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_all_that_training_scripts_keep_beside_weights_is_taken(tmp_path, is_zip):
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.LSTM(4, 2))
