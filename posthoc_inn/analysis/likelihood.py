@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from posthoc_inn.analysis.results import Result
+from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.flows import computing_in
 from posthoc_inn.objectives import drawn, encoder_noise_entropy, standard_normal_nll
 from posthoc_inn.pipeline import Pipeline
@@ -69,11 +70,13 @@ GAP = 1.0
 """Nats between training and held-out likelihood that count as overfitting."""
 
 
-def _drawn(cache: Cache, limit: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return z, z_bar drawn from the encoder, and its deviation, for the first `limit` rows."""
+def _drawn(pipeline: Pipeline, cache: Cache, limit: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return H(z), z_bar drawn from the encoder, and its deviation, for the first `limit` rows."""
     index = torch.arange(min(limit, len(cache)))
     mean, std = cache["mean"].rows(index), cache["std"].rows(index)
-    return cache["z"].rows(index), drawn(mean, std, seed), std
+    # z itself can be large: it is read in parts.
+    context = torch.cat([pipeline.context(cache["z"].rows(part)) for part in index.split(CHUNK)])
+    return context, drawn(mean, std, seed), std
 
 
 def _inverse(pipeline: Pipeline, v: Tensor, context: Tensor) -> Tensor:
@@ -94,16 +97,15 @@ def likelihood(
         limit: Images of each used at the most.
         seed: Seed of the encoder's noise.
     """
-    z, z_bar, std = _drawn(held_out, limit, seed)
-    context = pipeline.context(z)
+    context, z_bar, std = _drawn(pipeline, held_out, limit, seed)
     v, nll = pipeline.invariances(z_bar, context)
     back = _inverse(pipeline, v, context)
     with computing_in(pipeline.flow, torch.bfloat16):
         low_v, low_nll = pipeline.invariances(z_bar[:LOOKS], context[:LOOKS])
         low_back = _inverse(pipeline, low_v, context)
         low_sample = _inverse(pipeline, v, context)
-    train_z, train_z_bar, _ = _drawn(train, limit, derived(seed, "train"))
-    _, train_nll = pipeline.invariances(train_z_bar, pipeline.context(train_z))
+    train_context, train_z_bar, _ = _drawn(pipeline, train, limit, derived(seed, "train"))
+    _, train_nll = pipeline.invariances(train_z_bar, train_context)
     nll, train_mean = nll.double().cpu(), float(train_nll.double().mean())
     verdict = history.verdict(tolerance=0.25)
     if verdict == "converged" and float(nll.mean()) - train_mean > GAP:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from posthoc_inn.analysis.faithfulness import Faithfulness, compare_with_model, faithfulness
+from posthoc_inn.analysis.faithfulness import PICTURES, Asked, faithfulness
 from posthoc_inn.analysis.image_metrics import measure_image_metrics
 from posthoc_inn.analysis.invariance import explained_by_invariances
 from posthoc_inn.analysis.likelihood import likelihood
@@ -59,20 +59,27 @@ def autoencoder_quality(
         seed: Seed of the encoder's noise.
     """
     index = torch.arange(min(limit, len(held_out)))
-    images = unit(held_out["images"].rows(index))
     mean, std = held_out["mean"].rows(index), held_out["std"].rows(index)
-    decoded = pipeline.decode(drawn(mean, std, seed)).cpu()
-    asked: Faithfulness = compare_with_model(
-        pipeline, decoded, held_out["z"].rows(index), predictions(held_out, len(index)), 1
-    )
+    latents, classes = drawn(mean, std, seed), predictions(held_out, len(index))
+    asked, errors = Asked(pipeline, 1), 0.0
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for part in index.split(PICTURES):
+        images = unit(held_out["images"].rows(part))
+        decoded = pipeline.decode(latents[part]).cpu()
+        asked.add(decoded, held_out["z"].rows(part), None if classes is None else classes[part])
+        errors += float((2 * (decoded - images)).square().double().sum())
+        if image_metrics:
+            kept.append((images, decoded))
+    found = asked.result()
+    pairs = [torch.cat(side) for side in zip(*kept, strict=True)]
     return AutoencoderQuality(
-        error=float((2 * (decoded - images)).square().mean()),
+        error=errors / (len(index) * images[0].numel()),
         kl=float(kl_to_standard_normal(mean, std).mean()),
-        agreement=asked.agreement,
-        agreement_error=asked.agreement_error,
-        similarity=asked.similarity,
+        agreement=found.agreement,
+        agreement_error=found.agreement_error,
+        similarity=found.similarity,
         images=len(index),
-        image_metrics=measure_image_metrics(image_metrics, images, decoded),
+        image_metrics=measure_image_metrics(image_metrics, *pairs) if image_metrics else {},
     )
 
 

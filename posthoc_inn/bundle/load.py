@@ -31,7 +31,7 @@ from posthoc_inn.bundle.modules import (
     flow_specs,
 )
 from posthoc_inn.bundle.record import AutoencoderRecord, Bundle, Document, parse_document
-from posthoc_inn.bundle.tensors import TensorFile, read_tensors
+from posthoc_inn.bundle.tensors import TensorFile, TensorSpec, read_tensors
 from posthoc_inn.config import AutoencoderConfig
 from posthoc_inn.errors import BundleError
 from posthoc_inn.weights import fingerprint
@@ -72,7 +72,7 @@ def load_bundle(path: str | Path, autoencoder: nn.Module | None = None) -> Bundl
         weights = TensorFile(file, size, document.member(WEIGHTS_FILE), directory, WEIGHTS_FILE)
         expected = flow_specs(document.flow, document.conditioner, weights, directory)
         if document.autoencoder.is_stored:
-            expected |= autoencoder_specs(document.autoencoder.config, directory)
+            expected |= autoencoder_specs(document.autoencoder.config, weights, directory)
         if document.concepts is not None:
             expected |= concept_specs(document.concepts, weights, directory)
         weights.expect(expected)
@@ -124,6 +124,18 @@ def load_model_state(path: str | Path) -> dict[str, Tensor]:
     if fingerprint(state) != document.model.fingerprint:
         raise BundleError(f"{MODEL_FILE} of the bundle {directory} is not the model that the bundle was fitted to.")
     return state
+
+
+def model_specs(path: str | Path) -> dict[str, TensorSpec]:
+    """Return type and shape of the tensors of the explained model that a bundle holds; none of them is read.
+
+    Raises:
+        BundleError: It does not hold it, or the file's header is not in order.
+    """
+    directory = Path(path)
+    record = _read_document(directory).member(MODEL_FILE)
+    with open_member(directory, MODEL_FILE) as (file, size):
+        return TensorFile(file, size, record, directory, MODEL_FILE).specs
 
 
 def _read_document(directory: Path) -> Document:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from posthoc_inn.bundle.allocation import TooLargeError, allowance, bounded
 from posthoc_inn.bundle.members import shown
 from posthoc_inn.bundle.record import ConceptRecord
 from posthoc_inn.bundle.tensors import TensorFile, TensorSpec, specs_of
@@ -46,6 +47,8 @@ def build_autoencoder(config: AutoencoderConfig) -> nn.Module:
 def _attempt(build: Callable[[], M], what: str, directory: Path) -> M:
     try:
         return build()
+    except TooLargeError as error:
+        raise _too_large(error, what, directory) from None
     except PosthocInnError as error:
         raise BundleError(f"The {what} of the bundle {directory} cannot be built: {shown(error)}") from error
     except Exception as error:
@@ -56,12 +59,23 @@ def _attempt(build: Callable[[], M], what: str, directory: Path) -> M:
         ) from error
 
 
-def skeleton(build: Callable[[], M], *, is_core: bool) -> M:
+def _too_large(error: TooLargeError, what: str, directory: Path) -> BundleError:
+    return BundleError(
+        f"The {what} that bundle.json of the bundle {directory} describes is far larger than the file of its weights "
+        f"(to be allocated: {error}): they do not belong together."
+    )
+
+
+def skeleton(build: Callable[[], M], *, is_core: bool, limit: int | None = None) -> M:
     """Build a module for its shapes: without memory, unless a plugin's code cannot do that.
 
     Args:
         build: Builds it.
         is_core: Whether none of a plugin's code is in it.
+        limit: Bytes that may be allocated where it cannot be built without memory; None for any number.
+
+    Raises:
+        TooLargeError: More than `limit` would be allocated.
     """
     try:
         with torch.device("meta"), seeded_init():
@@ -69,8 +83,9 @@ def skeleton(build: Callable[[], M], *, is_core: bool) -> M:
     except Exception:
         if is_core:
             raise
-    # Some constructors compute with the values they allocate. The user installed this code.
-    with torch.device("cpu"), seeded_init():
+    # Some constructors compute with the values they allocate. The user installed this code, but a stranger chose its
+    # numbers.
+    with torch.device("cpu"), seeded_init(), bounded(limit):
         return build()
 
 
@@ -85,10 +100,15 @@ def flow_specs(
     Raises:
         BundleError: The file is too small for the configuration, or the configuration makes no flow.
     """
+    limit = allowance(file.data_size)
 
     def shaped(config: FlowConfig) -> ConditionalFlow:
         is_core = config.kind in COUPLINGS
-        return _attempt(lambda: skeleton(lambda: build_flow(config, conditioner), is_core=is_core), "flow", directory)
+
+        def build() -> ConditionalFlow:
+            return build_flow(config, conditioner)
+
+        return _attempt(lambda: skeleton(build, is_core=is_core, limit=limit), "flow", directory)
 
     _check_room(specs_of(shaped(flow.replace(blocks=1)).flow.blocks[0]), flow.blocks, file, directory)
     return specs_of(shaped(flow), FLOW)
@@ -109,27 +129,29 @@ def concept_specs(record: ConceptRecord, file: TensorFile, directory: Path) -> d
     Raises:
         BundleError: The file is too small for the configuration, or the configuration makes no flow.
     """
+    limit = allowance(file.data_size)
 
     def shaped(found: ConceptRecord) -> ConceptModel:
         is_core = found.flow.kind in COUPLINGS
-        return _attempt(lambda: skeleton(lambda: build_concepts(found), is_core=is_core), "e", directory)
+        return _attempt(lambda: skeleton(lambda: build_concepts(found), is_core=is_core, limit=limit), "e", directory)
 
     one = shaped(record.with_blocks(1)).flow.blocks[0]
     _check_room(specs_of(one), record.flow.blocks, file, directory)
     return specs_of(shaped(record), CONCEPTS)
 
 
-def autoencoder_specs(config: AutoencoderConfig, directory: Path) -> dict[str, TensorSpec]:
+def autoencoder_specs(config: AutoencoderConfig, file: TensorFile, directory: Path) -> dict[str, TensorSpec]:
     """Return what the weights file must hold of a registered autoencoder.
 
     Raises:
         BundleError: Nobody registers its kind, or it cannot be built.
     """
-    return specs_of(_attempt(lambda: _autoencoder_skeleton(config), "autoencoder", directory), AUTOENCODER)
+    limit = allowance(file.data_size)
+    return specs_of(_attempt(lambda: _autoencoder_skeleton(config, limit), "autoencoder", directory), AUTOENCODER)
 
 
-def _autoencoder_skeleton(config: AutoencoderConfig) -> nn.Module:
-    return skeleton(lambda: build_autoencoder(config), is_core=config.kind == "conv")
+def _autoencoder_skeleton(config: AutoencoderConfig, limit: int | None = None) -> nn.Module:
+    return skeleton(lambda: build_autoencoder(config), is_core=config.kind in ("conv", "msc"), limit=limit)
 
 
 def is_rebuildable(autoencoder: nn.Module) -> bool:
@@ -153,7 +175,8 @@ def filled(build: Callable[[], M], tensors: Mapping[str, Tensor], prefix: str, w
     Raises:
         BundleError: It cannot be built, or the tensors are refused.
     """
-    with torch.device("cpu"), seeded_init():
+    size = sum(t.nbytes for name, t in tensors.items() if name.startswith(prefix))
+    with torch.device("cpu"), seeded_init(), bounded(allowance(size)):
         module = _attempt(build, what, directory).float()
     state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     _check_ranges(state, what, directory)

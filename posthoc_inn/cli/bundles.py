@@ -65,41 +65,23 @@ def load(path: Path, model: str | None, weights: str | None, device: str) -> tup
 
 def rebuild(stored: Bundle, where: Path, model: str | None, weights: str | None) -> nn.Module:
     """Build the explained model from a bundle's origin (a registered name, never code) or from what is given."""
-    from posthoc_inn.bundle import load_model_state
-    from posthoc_inn.cli.models import NONE, TRAIN, build_model
+    from posthoc_inn.bundle.backbone import rebuild_backbone
+    from posthoc_inn.bundle.members import shown
+    from posthoc_inn.cli.models import build_model
     from posthoc_inn.plugins import get_plugin_manager
-    from posthoc_inn.weights import load_into
 
     origin = stored.origin
-    backbone = None if model is not None else origin.get("backbone")
-    if model is None and not isinstance(backbone, str):
+    if model is not None:
+        built = build_model(get_plugin_manager(), backbone=None, model=model, weights=weights, num_classes=None)
+        return built.eval()
+    if not isinstance(origin.get("backbone"), str):
         was = origin.get("model")
-        told = f" ({was})" if isinstance(was, str) and was != "None" else ""
+        told = f" ({shown(was, 80)})" if isinstance(was, str) and was != "None" else ""
         raise DataError(
             f"The bundle {where} was fitted to a model of your own{told}. Pass it: --model PACKAGE.MODULE:FACTORY, and "
             "--weights FILE where the factory does not load them."
         )
-    holds_weights = origin.get("weights_file") is not None and weights is None
-    named: Any = weights
-    if weights is None and not holds_weights and model is None:
-        named = origin.get("weights")
-        if named not in (None, NONE) and ("." in str(named) or named == TRAIN):
-            raise DataError(
-                f"The bundle {where} was fitted to {backbone} with the weights {named}, which it does not hold. "
-                "Pass them: "
-                "--weights FILE."
-            )
-    classes = origin.get("num_classes")
-    built = build_model(
-        get_plugin_manager(),
-        backbone=backbone,
-        model=model,
-        weights=named,
-        num_classes=classes if isinstance(classes, int) and 1 <= classes <= 1_000_000 else None,
-    )
-    if holds_weights:
-        load_into(built, load_model_state(where), source=str(where))
-    return built.eval()
+    return rebuild_backbone(stored, where, weights)
 
 
 def listed_images(files: list[Path]) -> list[Path]:

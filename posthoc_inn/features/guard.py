@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_inn.errors import ModelTouchedError
-from posthoc_inn.features.isolation import device_generators
+from posthoc_inn.features.isolation import device_generators, is_scripted
+from posthoc_inn.features.state import PLAIN_CONTAINERS, HiddenState
 
 COPY_LIMIT = 256 * 2**20
 """Bytes up to which values are kept as copies, so that the report can tell by how much they changed."""
 
 _PLAIN = (int, float, str, bool, bytes, complex, type(None), torch.dtype, torch.device, torch.Size)
-_CONTAINERS = (dict, list, set, tuple)
+_CONTAINERS = PLAIN_CONTAINERS | {tuple}
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -229,12 +230,14 @@ class Snapshot:
     gradients: dict[str, _Saved | None]
     modules: dict[str, _Module]
     generators: dict[str, Any] | None
+    hidden: HiddenState
     switches: dict[str, Any] = field(default_factory=switches)
     global_hooks: dict[str, tuple[Any, ...]] = field(default_factory=_global_hooks)
 
     def compare(self, model: nn.Module) -> list[str]:
         """Return a readable line for everything that is not as it was; nothing for an untouched model."""
         found = [*self._tensor_changes(model), *self._module_changes(model)]
+        found += [f"{name}, no buffer, changed" for name in self.hidden.changes()]
         if self.generators is not None:
             states = _generators(model)
             found += [
@@ -308,10 +311,10 @@ def snapshot(model: nn.Module, *, check_values: bool = True, check_generators: b
     """Remember everything about `model` that an explanation must leave alone.
 
     Covered: parameters and buffers (identity, memory, count of writes, type, values), requires_grad,
-    gradients, train flags, hooks of every kind, the set, identity and class of modules, their own attributes
-    (one level into dicts, lists and sets), the global generators of torch, NumPy and Python, and torch's
-    global switches. Values are compared
-    exactly: with copies up to 256 MiB in all, beyond that with 128-bit digests.
+    gradients, train flags, hooks of every kind, the set, identity and class of modules, their own attributes and
+    what lies in them (tensors, arrays, generators, containers, objects, closures, the class's own attributes; see
+    `HiddenState`), the global generators of torch, NumPy and Python, and torch's global switches. Values are
+    compared exactly: with copies up to 256 MiB in all, beyond that with 128-bit digests.
 
     Args:
         model: Any module.
@@ -331,7 +334,7 @@ def snapshot(model: nn.Module, *, check_values: bool = True, check_generators: b
             type(module),
             module.training,
             attributes := _own_attributes(module),
-            {k: _contents(v) for k, v in attributes.items() if isinstance(v, _CONTAINERS)},
+            {k: _contents(v) for k, v in attributes.items() if type(v) in _CONTAINERS},
         )
         for name, module in model.named_modules(remove_duplicate=False)
     }
@@ -342,6 +345,10 @@ def snapshot(model: nn.Module, *, check_values: bool = True, check_generators: b
         },
         modules=modules,
         generators=_generators(model) if check_generators else None,
+        hidden=HiddenState(
+            {name: module for name, module in model.named_modules() if not is_scripted(module)},
+            COPY_LIMIT if check_values else 0,
+        ),
     )
 
 

@@ -1,14 +1,15 @@
 """Runs somebody else's model in eval mode and leaves it, the generators and the gradients as they were.
 
 Everything is undone in `finally`, whatever happens inside: train flags, requires_grad, buffers (also those
-that a forward pass writes to), attributes and caches that a forward pass sets, and the global generators.
+that a forward pass writes to), attributes and caches that a forward pass sets, what lies in them (`HiddenState`), and
+the global generators.
 """
 
 from __future__ import annotations
 
 import random
 import threading
-from collections import OrderedDict
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from operator import is_
@@ -20,11 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_inn.ambient import users_defaults
+from posthoc_inn.errors import PosthocInnWarning
+from posthoc_inn.features.state import PLAIN_CONTAINERS, HiddenState
 from posthoc_inn.generators import GENERATORS
 
-_CONTAINERS: frozenset[type] = frozenset((dict, OrderedDict, list, set))
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
+_TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""Of each model, what could not be put back and was told of."""
 
 ModuleList = list[nn.Module]
 Undo = Callable[[], None]
@@ -98,7 +102,7 @@ def _save_generators(device: torch.device) -> Undo:
 def _save_attributes(modules: ModuleList) -> Undo:
     """Remember every module's own attributes and, one level deep, what is in its dicts, lists and sets."""
     saved = [(m.__dict__, m.__dict__.copy()) for m in modules if not is_scripted(m)]
-    containers = [v for own, _ in saved for v in own.values() if type(v) in _CONTAINERS]
+    containers = [v for own, _ in saved for v in own.values() if type(v) in PLAIN_CONTAINERS]
     # Most containers are empty (hooks nobody registered): a copy of each would cost more than all the rest.
     filled, empty = [(c, c.copy()) for c in containers if c], [c for c in containers if not c]
 
@@ -204,11 +208,32 @@ def left_alone(model: nn.Module, *, track_grad: bool, device: torch.device) -> I
         device: Where the inputs live; the global generator of this device is put back, too.
     """
     with GENERATORS, lock_of(model), users_defaults():
-        modules = list(model.modules())
+        named = dict(model.named_modules())
+        modules = list(named.values())
+        hidden = HiddenState({name: module for name, module in named.items() if not is_scripted(module)})
+        failed: list[str] = []
         with ExitStack() as undone:
             undone.callback(_save_generators(device))
+            undone.callback(lambda: failed.extend(hidden.restore()))
             undone.callback(_save_attributes(modules))
             undone.callback(_save_train_flags(modules))
             undone.callback(_shield_tensors(modules, track_grad=track_grad))
             with _eager(modules), torch.set_grad_enabled(track_grad):
                 yield
+        _tell_once(model, failed)
+
+
+def _tell_once(model: nn.Module, changed: list[str]) -> None:
+    """Warn of what a pass changed and nobody can put back, once for each name of a model's."""
+    told = _TOLD.setdefault(model, set())
+    new = [name for name in changed if name not in told]
+    told.update(new)
+    if new:
+        more = f" and {len(new) - 4} more" if len(new) > 4 else ""
+        warnings.warn(
+            PosthocInnWarning(
+                f"A forward pass of the {type(model).__name__} changed {', '.join(new[:4])}{more}, which cannot be put "
+                "back. Look whether its predictions depend on that; if so, make it a buffer."
+            ),
+            stacklevel=4,
+        )

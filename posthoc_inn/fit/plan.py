@@ -14,6 +14,7 @@ from torch import Tensor
 
 from posthoc_inn.autoencoders import TrainableAutoencoder
 from posthoc_inn.fit.concepts import build_factor_flow
+from posthoc_inn.fit.memory import beyond_steps
 from posthoc_inn.fit.parts import Parts
 from posthoc_inn.flows import set_compute_dtype
 from posthoc_inn.rows.reader import RowReader
@@ -119,12 +120,14 @@ def make_plan(parts: Parts, paces: Paces, draws: int) -> Plan:
     if parts.concepts is not None and parts.concepts.space == "z_bar":
         seconds["e"] = paces.seconds_of("e")
     seconds["t"] = paces.seconds_of("t", row["z"])
+    held_out = parts.held_out.length
     cached = 0  # mapped from disk
     if reader.out is None:
-        cached = reader.budget if rows is None else min(reader.budget, rows * row_bytes)
+        all_rows = None if rows is None or held_out is None else rows + held_out
+        cached = reader.budget if all_rows is None else min(reader.budget, all_rows * row_bytes)
     parameters = sum(p.numel() for m in (parts.autoencoder, parts.flow) for p in m.parameters())
     # Weights, gradients, two moments, the best weights and their copies for timing, besides what is there already.
-    memory = resident() + cached + parameters * 4 * 6
+    memory = resident() + cached + parameters * 4 * 6 + beyond_steps(parts, row, rows, held_out)
     on_disk = ""
     if rows is not None:
         on_disk = f"; {rows * row_bytes / 2**30:.1f} GiB of cached rows"

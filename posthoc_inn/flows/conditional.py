@@ -16,6 +16,8 @@ from posthoc_inn.flows.coupling_flow import CouplingFlow, evaluating
 from posthoc_inn.flows.factor import FactorFlow
 from posthoc_inn.flows.fast import inverse as fast_inverse
 
+CONTEXT_CHUNK = 512
+"""Representations that are embedded at a time."""
 BASE_CHUNK = 4096
 """Latents that go through e⁻¹ at a time."""
 
@@ -208,7 +210,8 @@ class ConditionalFlow(nn.Module):
             DataError: The data hold NaN or infinity.
         """
         with evaluating(self):
-            context = self.context(z)
+            # Maps of thousands of images would take gigabytes at once.
+            context = torch.cat([self.context(part) for part in z.split(CONTEXT_CHUNK)])
             self.flow.initialize(z_bar, context, force=force)
             if self.base is not None:
                 for block in self.flow.parts():

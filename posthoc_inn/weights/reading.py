@@ -25,6 +25,7 @@ from posthoc_inn.errors import DataError
 from posthoc_inn.generators import lent_generators
 from posthoc_inn.weights.fingerprint import without_wrappers
 from posthoc_inn.weights.fitting import load_into, matched
+from posthoc_inn.weights.scanning import TooMuchError, check_pickles
 
 SAFETENSORS = (".safetensors",)
 TORCH_FILES = (".pth", ".pt", ".th", ".ckpt", ".tar", ".bin")
@@ -49,6 +50,8 @@ _ARCHIVES = (("tar", 257, b"ustar"), ("gzip", 0, b"\x1f\x8b"), ("bzip2", 0, b"BZ
 """Name, position and bytes that tell archives which people pack files of weights into."""
 _GROWTH, _SLACK = 4, 16 * 2**20
 """A compressed file may unpack to this many times its size, and so many bytes more."""
+_OBJECTS = 64 * 2**20
+"""Bytes that a file's pickled objects may take beyond that."""
 
 
 def is_weights_file(weights: str) -> bool:
@@ -90,7 +93,9 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         what = "a directory" if path.is_dir() else "missing"
         raise DataError(f"The weights file {path} is {what}. Pass a {_one_of(SUFFIXES)} file.")
     content: Any = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
-    return without_wrappers(_find_tensors(content, path))
+    tensors = _find_tensors(content, path)
+    _check_stated(tensors, path)
+    return without_wrappers(tensors)
 
 
 def load_weights(model: nn.Module, path: str | Path, *, rename: Callable[[str], str] | None = None) -> nn.Module:
@@ -182,6 +187,20 @@ def _check_sizes(path: Path) -> None:
         )
 
 
+def _check_stated(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that repeat a few stored values (by strides of 0) to far more than the file holds."""
+    different = {id(tensor): tensor for tensor in tensors.values() if not tensor.is_meta and not tensor.is_nested}
+    stated = sum(t.numel() * t.element_size() for t in different.values() if t.layout == torch.strided)
+    if stated > _GROWTH * path.stat().st_size + _OBJECTS:
+        raise _made_to_fill(path, f"its tensors would take {stated} bytes")
+
+
+def _made_to_fill(path: Path, why: str) -> DataError:
+    return DataError(
+        f"{path} has {path.stat().st_size} bytes, but {why}: no file of weights is like that, so it is not loaded."
+    )
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path, device="cpu")
@@ -195,11 +214,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> Any:
     _check_sizes(path)
     try:
+        check_pickles(path, _GROWTH * path.stat().st_size + _OBJECTS)
         # The open file, since torch.load chooses the format of a path by its suffix.
         with warnings.catch_warnings(), path.open("rb") as file:
             # torch warns of files it then refuses, which is told below.
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
+    except TooMuchError as error:
+        raise _made_to_fill(path, str(error)) from error
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         if name is None and not _is_plain_pickle(path):

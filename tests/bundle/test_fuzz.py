@@ -209,7 +209,9 @@ print(fuzz(run, seed=4, rounds=300))
 def test_memory_stays_bounded_whatever_a_small_bundle_claims(saved):
     """256 MB more than what torch takes is enough: the kernel would refuse any more."""
     here = Path(__file__).parent
-    script = textwrap.dedent(SCRIPT).format(paths=[str(here), str(here.parents[1])], run=str(saved), room=256 << 20)
+    script = textwrap.dedent(SCRIPT).format(
+        paths=[str(here), str(here.parent), str(here.parents[1])], run=str(saved), room=256 << 20
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "POSTHOC_INN_PLUGINS": "none"}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=environment, check=False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from children import in_child
@@ -37,13 +38,13 @@ def full_disks(options: Sequence[str], directory: Path, sizes: Sequence[int]) ->
     for size in sizes:
         with small_disk(directory / "disk", size) as disk:
             out = disk / "run"
-            ended = in_child(lambda: fit(options, out))  # noqa: B023
+            ended = in_child(partial(fit, options, out))
             told = ended.err.strip().splitlines()
             if ended.code != 1 or not told or "cannot be written: No space left" not in told[-1]:
                 yield size, f"it ended with {ended.code}: {ended.err[-300:]}"
                 continue
             subprocess.run(["mount", "-o", f"remount,size={100 << 20}", str(disk)], check=True)
-            resumed = in_child(lambda: fit(options, out, "--resume"))  # noqa: B023
+            resumed = in_child(partial(fit, options, out, "--resume"))
             if resumed.code != 0:
                 yield size, f"resumed, it ended with {resumed.code}: {resumed.err[-300:]}"
             else:

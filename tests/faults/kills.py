@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from children import in_child, killed_at
@@ -41,13 +42,13 @@ def kills(options: Sequence[str], directory: Path, *, every: int = 1) -> Iterato
         number += every
         out = directory / "killed"
         shutil.rmtree(out, ignore_errors=True)
-        ended = in_child(killed_at(number, out, lambda: fit(options, out)))
+        ended = in_child(killed_at(number, out, partial(fit, options, out)))
         if ended.code == 0:
             return
         if ended.code != -signal.SIGKILL:
             yield number, f"it ended with {ended.code} before it was killed: {ended.err[-300:]}"
             continue
-        resumed = in_child(lambda: fit(options, out, "--resume"))
+        resumed = in_child(partial(fit, options, out, "--resume"))
         problem = ""
         if resumed.code != 0:
             problem = f"resumed, it ended with {resumed.code}: {resumed.err[-300:]}"
