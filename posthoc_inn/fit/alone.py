@@ -8,7 +8,7 @@ from typing import Literal
 
 from posthoc_inn.concepts import Space
 from posthoc_inn.config import ConceptConfig
-from posthoc_inn.fit.concepts import ConceptFit, bind, check_placed, check_request, fit_concepts, rows_of
+from posthoc_inn.fit.concepts import ConceptFit, bind, check_placed, check_request, check_width, fit_concepts, rows_of
 from posthoc_inn.fit.parts import checkpoint_of
 from posthoc_inn.fit.preparing import bounded, concepts_of_length, find_concepts, opened, used_images
 from posthoc_inn.fit.request import FitRequest
@@ -50,9 +50,11 @@ def fit_concepts_alone(
     data, held_out, wanted = find_concepts(request, seed=seed, space=space)
     wanted.sizes = None if sizes is None else tuple(sizes)
     dim = pipeline.latent_dim if space == "z_bar" else math.prod(pipeline.z_shape)
+    if space == "z":
+        check_width(dim)
     check_request(wanted, chosen, dim)
     train_images = opened(data, request.data, seed=seed)
-    kept_images = opened(held_out, request.held_out, seed=seed)
+    kept_images = opened(held_out, request.held_out, seed=seed, is_held_out=True)
     check_placed(wanted, train_images)
     reader = RowReader(
         pipeline.extractor,

@@ -124,11 +124,11 @@ def bind(request: ConceptRequest, train: Cache, held_out: Cache, extra: Cache | 
         aside = request.source
     kept, note = None, "e is measured on training pairs: nothing is known of the held-out images' concepts"
     note += f": {request.reason}" if request.reason else "."
-    RowPairs(source).draw(SIZING_PAIRS, seed=0)  # as sizing and training will
+    _check_pairs(source, SIZING_PAIRS)
     if aside is not None:
         try:
             kept, note = _over_rows(aside, held_out, request.positions[1], request.length, None), ""
-            RowPairs(kept).draw(HELD_OUT_PAIRS, seed=0)
+            _check_pairs(kept, HELD_OUT_PAIRS)
         except DataError as error:
             kept = None
             note = f"e is measured on training pairs, since held-out images give none: {error}"
@@ -137,6 +137,27 @@ def bind(request: ConceptRequest, train: Cache, held_out: Cache, extra: Cache | 
     told = getattr(known, "notes", ())
     note = " ".join(filter(None, (*told, note)))
     return BoundConcepts(source, kept, request.space, request.sizes, note)
+
+
+def _check_pairs(source: ConceptSource, count: int) -> None:
+    """Draw pairs as sizing and training will: what they would miss is missed before the autoencoder is trained."""
+    _, _, shared = RowPairs(source).draw(count * len(source.names), seed=0)
+    for k, name in enumerate(source.names, 1):
+        _telling_pairs(shared, k, name)
+
+
+def _telling_pairs(shared: Tensor, k: int, name: str) -> tuple[Tensor, bool]:
+    """Return which pairs tell of the concept `k`, and whether they share it, rather than differ in it alone.
+
+    Raises:
+        DataError: There are none.
+    """
+    sharing = (shared[:, k] & ~shared[:, 0]).nonzero()[:, 0]
+    differing = (~shared[:, k] & shared[:, 0]).nonzero()[:, 0]
+    index = sharing if len(sharing) >= 2 else differing
+    if len(index) < 2:
+        raise DataError(f"The concept {name!r} has no pairs among {len(shared):,} drawn.")
+    return index, len(sharing) >= 2
 
 
 def _over_rows(
@@ -196,16 +217,24 @@ def rows_of(space: Space, *caches: Cache) -> Rows:
     """Return what e is trained on: latents with the encoder's noise, or z with a tenth of its deviation as noise."""
     if space == "z_bar":
         return Rows(*caches)
-    size = int(torch.Size(caches[0]["z"].shape).numel())
+    check_width(int(torch.Size(caches[0]["z"].shape).numel()))
+    some = caches[0]["z"].rows(torch.arange(min(len(caches[0]), 10_000))).float().flatten(1)
+    spread = some.std(dim=0)
+    # Values that never change (units that are always off) get a little noise too, or their density has no bound.
+    return Rows(*caches, mean="z", noise=Z_NOISE * spread.clamp_min(0.25 * float(spread.median()) + 1e-6))
+
+
+def check_width(size: int) -> None:
+    """Check that e can be over a z of this many values.
+
+    Raises:
+        DataError: It cannot.
+    """
     if size > MAX_Z:
         raise DataError(
             f"z of this layer has {size:,} values; e over z takes up to {MAX_Z:,}. Choose a later layer, or "
             "tokens='mean'."
         )
-    some = caches[0]["z"].rows(torch.arange(min(len(caches[0]), 10_000))).float().flatten(1)
-    spread = some.std(dim=0)
-    # Values that never change (units that are always off) get a little noise too, or their density has no bound.
-    return Rows(*caches, mean="z", noise=Z_NOISE * spread.clamp_min(0.25 * float(spread.median()) + 1e-6))
 
 
 def estimate_sizes(rows: Rows, pairs: RowPairs, *, seed: int = 0) -> tuple[tuple[int, ...], dict[str, float]]:
@@ -216,14 +245,11 @@ def estimate_sizes(rows: Rows, pairs: RowPairs, *, seed: int = 0) -> tuple[tuple
     a, b, shared = pairs.draw(SIZING_PAIRS * len(pairs.names), seed=seed)
     scores = {}
     for k, name in enumerate(pairs.names, 1):
-        sharing = (shared[:, k] & ~shared[:, 0]).nonzero()[:, 0][:SIZING_PAIRS]
-        differing = (~shared[:, k] & shared[:, 0]).nonzero()[:, 0][:SIZING_PAIRS]
-        index = sharing if len(sharing) >= 2 else differing
-        if len(index) < 2:
-            raise DataError(f"The concept {name!r} has no pairs among {len(a):,} drawn.")
+        index, is_shared = _telling_pairs(shared, k, name)
+        index = index[:SIZING_PAIRS]
         # Means, not draws: the encoder's noise is no part of what two images have in common.
         score = shared_score(rows.at(a[index])[0], rows.at(b[index])[0])
-        scores[name] = score if len(sharing) >= 2 else 1 - score
+        scores[name] = score if is_shared else 1 - score
     return factor_sizes(scores, rows.dim), scores
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from posthoc_inn.analysis.image_metrics import check_image_metrics
+from posthoc_inn.analysis.relevance import LEAST_IMAGES
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
 from posthoc_inn.concepts import AttributeSource, ConceptModel, Space, as_source, length_of
 from posthoc_inn.concepts.tables import TABLE_ENDINGS
@@ -268,11 +269,34 @@ def _within(data: Any) -> Any:
     return data.data if isinstance(data, BatchSource) else data
 
 
-def opened(data: Any, given: Any, *, seed: int) -> BatchSource:
-    """Return a checked source of `data`: `given` where it is an opened source of the very same data."""
-    if isinstance(given, BatchSource) and (given is data or given.data is data):
-        return given.check()
-    return BatchSource(data, batch_size=128, seed=seed).check()
+def opened(data: Any, given: Any, *, seed: int, is_held_out: bool = False) -> BatchSource:
+    """Return a checked source of `data`: `given` where it is an opened source of the very same data.
+
+    Raises:
+        DataError: The images cannot be used.
+    """
+    try:
+        if isinstance(given, BatchSource) and (given is data or given.data is data):
+            return given.check()
+        return BatchSource(data, batch_size=128, seed=seed).check()
+    except DataError as error:
+        if not is_held_out:
+            raise
+        raise DataError(f"Held-out data: {error}") from error
+
+
+def check_measurable(held_out: BatchSource) -> None:
+    """Check that there are enough held-out images to measure concepts on.
+
+    Raises:
+        DataError: There are not.
+    """
+    count = len(held_out.first(LEAST_IMAGES))
+    if count < LEAST_IMAGES:
+        raise DataError(
+            f"The held-out data holds {count} images, and concepts are measured on at least {LEAST_IMAGES}; hold out "
+            "more, or pass evaluate=False."
+        )
 
 
 def prepare(
@@ -305,9 +329,11 @@ def prepare(
     elif is_share(held_out):
         data, held_out = split(data, float(held_out), seed=subject.seed)
     source = opened(_data(data), request.data, seed=subject.seed)
-    kept = opened(_data(held_out), request.held_out, seed=subject.seed)
+    kept = opened(_data(held_out), request.held_out, seed=subject.seed, is_held_out=True)
     if wanted is not None:
         check_placed(wanted, source)
+    if request.evaluate and (wanted is not None or subject.concept_model is not None):
+        check_measurable(kept)
     if source.image_shape[0] != kept.image_shape[0]:
         raise DataError(f"Training images have {source.image_shape[0]} channels, held-out ones {kept.image_shape[0]}.")
     for note in source.notes:
