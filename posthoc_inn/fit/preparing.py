@@ -31,7 +31,7 @@ from posthoc_inn.training.precision import choose_device, choose_precision
 
 FEWEST = 1_000
 """Images read of a stream without a known length, however few steps there are."""
-HELD_OUT = 10_000
+HELD_OUT = 5_000
 """Images read of held-out data of unknown length."""
 
 

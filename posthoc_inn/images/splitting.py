@@ -22,6 +22,7 @@ from torch.utils.data import (
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnWarning
 from posthoc_inn.images.batches import BatchSource
 from posthoc_inn.images.convert import as_labels
+from posthoc_inn.images.numbering import STREAM
 
 COMPARED = 256
 """First images of a stream, which two passes have to agree about."""
@@ -161,13 +162,17 @@ def _part(loader: DataLoader[Any], rows: Sequence[int], *, is_training: bool) ->
 
 
 class StreamPart:
-    """Every k-th image of a stream, or all but those; re-iterable."""
+    """Every k-th image of a stream, or all but those; re-iterable.
+
+    An image that comes again, as in a stream that repeats itself, stays in the part of its first time.
+    """
 
     def __init__(self, source: BatchSource, every: int, *, is_training: bool) -> None:
         self._source, self._every, self._is_training = source, every, is_training
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         seen, most = 0, self._source._most
+        parts: dict[int, bool] = {}  # image -> whether it is held out
         for sample, _ in self._source._read():
             if sample is None:
                 continue
@@ -176,8 +181,13 @@ class StreamPart:
                 return
             count = len(sample.images)
             place = torch.arange(seen, seen + count)
-            is_held = place % self._every == self._every - 1
-            keep = ~is_held if self._is_training else is_held
+            usual = (place % self._every == self._every - 1).tolist()
+            for k, image in enumerate(sample.images):
+                key = hash(image.numpy().tobytes())
+                usual[k] = parts.get(key, usual[k])
+                if len(parts) < STREAM:
+                    parts[key] = usual[k]
+            keep = torch.tensor(usual) == (not self._is_training)
             if most is not None:
                 keep &= place < most
             seen += count
