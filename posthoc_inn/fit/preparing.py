@@ -185,7 +185,8 @@ def bounded(request: FitRequest, used: int, *, seed: int, reporter: Reporter) ->
             limited[name] = BatchSource(source, source.batch_size, limit=count, seed=source.seed)
             reporter.note(
                 f"The {'held-out' if name == 'held_out' else 'training'} data does not tell how many images it holds: "
-                f"the first {count:,} are read at the most. BatchSource(data, limit=...) sets another number."
+                f"the first {count:,} are read at the most. "
+                "posthoc_inn.images.BatchSource(data, limit=...) sets another number."
             )
     return dataclasses.replace(request, **limited)
 

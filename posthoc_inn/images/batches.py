@@ -258,7 +258,7 @@ class BatchSource:
         """Warn, once, that there are more images than a pass reads."""
         if not self._is_cut and self.limit is None:
             what = f"The data yields more than {self._most:,} images, and does not tell how many it holds"
-            tell_rest(what, "BatchSource(data, limit=...) sets another number.")
+            tell_rest(what, "posthoc_inn.images.BatchSource(data, limit=...) sets another number.")
         self._is_cut = True
 
     def _samples(self, draw: int) -> Raw:
