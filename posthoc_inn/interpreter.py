@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,6 +125,7 @@ class Interpreter:
         held_out: Any = 0.1,
         concepts: Any = None,
         held_out_concepts: Any = None,
+        concept_options: Mapping[str, Any] | None = None,
         draws: int = 1,
         epochs: float | None = None,
         steps: int | None = None,
@@ -148,7 +149,9 @@ class Interpreter:
                 a list of their names, a CSV file, a mapping from names to values with one an image, a registered
                 concept source's name, or any object with `names` and `pairs(n, seed=)`, such as
                 `posthoc_inn.concepts.GivenPairs`.
-            held_out_concepts: The same for held-out images that are other data, unknown to `concepts`.
+            held_out_concepts: The same for held-out images that are other data, unknown to `concepts`; a table that
+                names their files too need not be given again.
+            concept_options: Of a table (columns, files, delimiter, neighbors, agree) or of a registered concept source.
             draws: Passes over randomly augmented data, each cached as a draw of its own.
             epochs: Passes of t over the cached rows; instead of the preset's steps.
             steps: Steps of t; instead of the preset's.
@@ -176,6 +179,7 @@ class Interpreter:
             held_out=held_out,
             concepts=concepts,
             held_out_concepts=held_out_concepts,
+            concept_options=dict(concept_options or {}),
             draws=draws,
             epochs=epochs,
             steps=steps,
@@ -301,7 +305,7 @@ class Interpreter:
             steps: Steps of e; instead of the preset's.
             config: Shape and training of e; the preset's by default.
             progress: Show a progress bar; None for when standard error is a terminal.
-            **request: As `fit` takes them: held_out, held_out_concepts, draws, out, resume.
+            **request: As `fit` takes them: held_out, held_out_concepts, concept_options, draws, out, resume.
 
         Returns:
             e with its names, the concepts' scores and the curve. An e over latents with concepts becomes

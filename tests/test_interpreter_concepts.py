@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from small_parts import SPEC, TINY, network
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from posthoc_inn import Interpreter, untouched
 from posthoc_inn.concepts import AttributeSource, FolderPairs, GivenPairs, SketchSource, StyleTransfer, attributes_of
@@ -14,6 +14,7 @@ from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.errors import ConfigError, DataError, NotFittedError, ShapeError, UnknownNameError
 from posthoc_inn.fit import FitRequest
 from posthoc_inn.fit.preparing import find_concepts
+from posthoc_inn.images import positions
 
 
 class Digits(ColorDigits):
@@ -74,11 +75,19 @@ def test_concepts_come_in_many_forms(concepts):
     assert len(it.concept_model_.names) >= 2
 
 
-def test_a_shuffling_loader_is_read_in_order_so_that_images_keep_their_names():
-    loader = DataLoader(Digits(), batch_size=16, shuffle=True)
-    cache = interpreter().prepare(FitRequest(data=loader, concepts=["digit"])).run().train
+def test_images_keep_their_places_in_a_shuffling_loader_that_leaves_some_out():
+    def readable(items):
+        return default_collate([item for item in items if int(item[1]) != 3])
+
+    loader = DataLoader(Digits(), batch_size=16, shuffle=True, collate_fn=readable)
+    fit = interpreter().prepare(FitRequest(data=loader, concepts=["digit"]))
+    cache = fit.run().train
     order = cache["image"].rows(torch.arange(len(cache)))
-    assert torch.equal(order, torch.arange(180))
+    place = positions(fit.parts.data.data)[order]
+    assert not torch.equal(order, order.sort().values)
+    assert 3 not in Digits().digits[place]
+    shown = torch.stack([(Digits()[int(k)][0] * 255).round().to(torch.uint8) for k in place])
+    assert torch.equal(cache["images"].rows(torch.arange(len(cache))), shown)
 
 
 def test_labels_go_with_their_rows_whatever_the_order():

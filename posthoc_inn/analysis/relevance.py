@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LEAST_IMAGES = 3
+"""Images, and draws, that shares need: the jackknife leaves one out, and two have to be left."""
 MEASURES = ("total_effect", "first_order", "interaction", "explained_by_v")
 
 
@@ -163,7 +165,7 @@ def variance_shares(values: Tensor, name: str = "", *, bootstrap: int = 1000, se
     >>> round(shares.total_effect.value, 1), round(shares.interaction.value, 3)
     (0.5, 0.0)
     """
-    if values.ndim != 3 or values.shape[0] < 3 or values.shape[1] < 3 or not values.shape[2]:
+    if values.ndim != 3 or min(values.shape[:2]) < LEAST_IMAGES or not values.shape[2]:
         raise ShapeError(f"Values must be (X, V, d) with at least 3 images and 3 draws, got {tuple(values.shape)}.")
     table = values.double()
     table = table - table.mean(dim=(0, 1))

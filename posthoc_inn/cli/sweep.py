@@ -143,7 +143,7 @@ def _run(given: dict[str, Any]) -> SweepResult:
         parts = _parts(given, spec, stored)
     common: dict[str, Any] = {
         "held_out": parts.images.held_out,
-        "concepts": _concepts(given, parts.images),
+        "concepts": given["concepts"],
         "concept_model": parts.concept_model,
         "out": given["out"],
         "fit": _fit_arguments(given, parts.images),
@@ -272,19 +272,12 @@ def _parts(given: dict[str, Any], spec: ImageSpec, stored: Any) -> _Parts:
     return _Parts(images, config, size, open_autoencoder(chosen, config, size, channels), None)
 
 
-def _concepts(given: dict[str, Any], images: Images) -> Any:
-    if given["concepts"] is None:
-        return None
-    from posthoc_inn.concepts import as_source
-
-    return as_source(given["concepts"], images.train, seed=given["seed"], options=dict(given["concept_options"]))
-
-
 def _fit_arguments(given: dict[str, Any], images: Images) -> dict[str, Any]:
     names = ("epochs", "steps", "autoencoder_steps", "concept_steps")
     return {name: given[name] for name in names} | {
         "draws": images.draws,
         "image_metrics": tuple(given["image_metrics"]),
+        "concept_options": dict(given["concept_options"]),
     }
 
 

@@ -95,6 +95,9 @@ class AttributeSource:
     (True, False)
     """
 
+    is_by_file = False
+    """Whether file names tell which row is of which image, rather than the order of the rows."""
+
     def __init__(
         self,
         values: Mapping[str, Any],

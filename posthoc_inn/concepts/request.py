@@ -143,9 +143,11 @@ def _of_table(path: str, data: Any, options: Mapping[str, Any]) -> AttributeSour
         )
     if columns is None:
         table = table.learnable()
-    return AttributeSource(
+    source = AttributeSource(
         table.columns, concepts=columns, neighbors=neighbors, agree=options.get("agree", "drawn"), notes=table.notes
     )
+    source.is_by_file = table.is_by_file
+    return source
 
 
 def _by_name(name: str, data: Any, seed: int, options: Mapping[str, Any]) -> ConceptSource:

@@ -34,11 +34,13 @@ class Table:
         columns: Name -> column, a row an image.
         notes: What a user has to know of how it was read, a sentence each.
         path: The file.
+        is_by_file: Whether file names tell which row is of which image, rather than the order of the rows.
     """
 
     columns: dict[str, Tensor]
     notes: list[str]
     path: Path
+    is_by_file: bool = False
 
     def learnable(self) -> Table:
         """Return the table without the columns that no concept can be learned from, and say so.
@@ -59,7 +61,12 @@ class Table:
                 f"{'; '.join(told) or 'there is none besides file names'}. Needed is a value that two images share, "
                 "and another one."
             )
-        return Table(kept, [*self.notes, *([f"Columns left out: {'; '.join(told)}."] if told else [])], self.path)
+        return Table(
+            kept,
+            [*self.notes, *([f"Columns left out: {'; '.join(told)}."] if told else [])],
+            self.path,
+            self.is_by_file,
+        )
 
 
 def _why_not(column: Tensor) -> str:
@@ -126,7 +133,7 @@ def open_table(
         readings += said
     cells.notes += _together(readings)
     cells.notes += missing_notes(found, {cells.header[i]: cells.column(i) for i in wanted_columns})
-    return Table(found, cells.notes, cells.path)
+    return Table(found, cells.notes, cells.path, k is not None and names is not None)
 
 
 def _together(notes: Sequence[str]) -> list[str]:

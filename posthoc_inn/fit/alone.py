@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 from posthoc_inn.concepts import Space
 from posthoc_inn.config import ConceptConfig
-from posthoc_inn.fit.concepts import ConceptFit, bind, fit_concepts, rows_of
+from posthoc_inn.fit.concepts import ConceptFit, bind, check_placed, check_request, check_width, fit_concepts, rows_of
 from posthoc_inn.fit.lock import locked
 from posthoc_inn.fit.parts import checkpoint_of
-from posthoc_inn.fit.preparing import concepts_of_length, find_concepts, opened
+from posthoc_inn.fit.preparing import bounded, concepts_of_length, find_concepts, opened, used_images
 from posthoc_inn.fit.request import FitRequest
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.progress import Reporter
@@ -48,10 +49,16 @@ def fit_concepts_alone(
     """
     request.check()
     chosen = concepts_of_length(config, request.concept_steps)
+    request = bounded(request, used_images(chosen.training), seed=seed, reporter=reporter)
     data, held_out, wanted = find_concepts(request, seed=seed, space=space)
     wanted.sizes = None if sizes is None else tuple(sizes)
+    dim = pipeline.latent_dim if space == "z_bar" else math.prod(pipeline.z_shape)
+    if space == "z":
+        check_width(dim)
+    check_request(wanted, chosen, dim)
     train_images = opened(data, request.data, seed=seed)
-    kept_images = opened(held_out, request.held_out, seed=seed)
+    kept_images = opened(held_out, request.held_out, seed=seed, is_held_out=True)
+    check_placed(wanted, train_images)
     reader = RowReader(
         pipeline.extractor,
         pipeline.adapter,
@@ -71,6 +78,7 @@ def fit_concepts_alone(
             key = key_of(rows, fingerprint(pipeline.autoencoder))
         train, kept, extra = reader.read(train_images, kept_images, request.draws, wanted.extra, key=key)
         bound = bind(wanted, train, kept, extra)
+        check_request(bound, chosen, dim)
         caches = [cache for cache in (train, extra) if cache is not None]
         if space == "z_bar":
             reader.encode(pipeline.autoencoder, *caches, kept)

@@ -25,6 +25,8 @@ from posthoc_inn.concepts import (
 from posthoc_inn.config import ConceptConfig, FlowConfig
 from posthoc_inn.errors import ConfigError, DataError
 from posthoc_inn.flows import FactorFlow, set_compute_dtype
+from posthoc_inn.images import BatchSource
+from posthoc_inn.images.batches import CHECKED
 from posthoc_inn.protocols import ConceptSource
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.rows.identity import key_of
@@ -33,7 +35,7 @@ from posthoc_inn.rows.pairs import RowPairs
 from posthoc_inn.rows.reader import IMAGE, LABEL
 from posthoc_inn.seeds import derived
 from posthoc_inn.training import History, train
-from posthoc_inn.training.factors import DensityTask, FactorTask
+from posthoc_inn.training.factors import HELD_OUT_PAIRS, DensityTask, FactorTask
 from posthoc_inn.training.moments import pair_moments
 from posthoc_inn.training.precision import fabric_for
 
@@ -62,6 +64,7 @@ class ConceptRequest:
         positions: Where training and held-out images lie in the data that the source knows; None where it knows them
             in their own order.
         length: Images in the data that the source knows; those of its own are numbered on from there.
+        reason: Why nothing is known of held-out images, where that was found out.
     """
 
     source: ConceptSource | LabelsOf | None
@@ -70,6 +73,7 @@ class ConceptRequest:
     sizes: tuple[int, ...] | None = None
     positions: tuple[Tensor | None, Tensor | None] = (None, None)
     length: int | None = None
+    reason: str = ""
 
     @property
     def extra(self) -> Any:
@@ -120,17 +124,42 @@ def bind(request: ConceptRequest, train: Cache, held_out: Cache, extra: Cache | 
     aside = request.held_out_source
     if aside is None and (isinstance(request.source, LabelsOf) or request.positions[1] is not None):
         aside = request.source
-    kept, note = None, "e is measured on training pairs: nothing is known of the held-out images' concepts."
+    kept, note = None, "e is measured on training pairs: nothing is known of the held-out images' concepts"
+    note += f": {request.reason}" if request.reason else "."
+    _check_pairs(source, SIZING_PAIRS)
     if aside is not None:
         try:
             kept, note = _over_rows(aside, held_out, request.positions[1], request.length, None), ""
+            _check_pairs(kept, HELD_OUT_PAIRS)
         except DataError as error:
+            kept = None
             note = f"e is measured on training pairs, since held-out images give none: {error}"
     # What was left out of a table, or is missing in it: said once, of all the data.
     known = source if isinstance(request.source, LabelsOf) else request.source
     told = getattr(known, "notes", ())
     note = " ".join(filter(None, (*told, note)))
     return BoundConcepts(source, kept, request.space, request.sizes, note)
+
+
+def _check_pairs(source: ConceptSource, count: int) -> None:
+    """Draw pairs as sizing and training will: what they would miss is missed before the autoencoder is trained."""
+    _, _, shared = RowPairs(source).draw(count * len(source.names), seed=0)
+    for k, name in enumerate(source.names, 1):
+        _telling_pairs(shared, k, name)
+
+
+def _telling_pairs(shared: Tensor, k: int, name: str) -> tuple[Tensor, bool]:
+    """Return which pairs tell of the concept `k`, and whether they share it, rather than differ in it alone.
+
+    Raises:
+        DataError: There are none.
+    """
+    sharing = (shared[:, k] & ~shared[:, 0]).nonzero()[:, 0]
+    differing = (~shared[:, k] & shared[:, 0]).nonzero()[:, 0]
+    index = sharing if len(sharing) >= 2 else differing
+    if len(index) < 2:
+        raise DataError(f"The concept {name!r} has no pairs among {len(shared):,} drawn.")
+    return index, len(sharing) >= 2
 
 
 def _over_rows(
@@ -141,18 +170,33 @@ def _over_rows(
         return source.source(
             {n.removeprefix(LABEL): rows[n].rows(everything) for n in rows.names() if n.startswith(LABEL)}
         )
-    if IMAGE not in rows:
-        raise DataError(
-            "Concepts name images by their index, and this data does not tell which image comes when (a stream, or a "
-            "loader with a sampler of its own). Pass the data set, or labels with the images and concepts='labels'."
-        )
-    images = rows[IMAGE].rows(everything)
+    images = _placed(rows[IMAGE].rows(everything) if IMAGE in rows else None)
     if position is not None:
         images = position[images]
     if extra is not None:
         start = int(images.max()) + 1 if length is None else length
         images = torch.cat([images, start + torch.arange(len(extra))])
     return _Numbered(source, images)
+
+
+def _placed(index: Tensor | None) -> Tensor:
+    if index is None or bool((index < 0).any()):
+        raise DataError(
+            "Concepts name images by their place in the data set, and this data does not tell which image comes when: "
+            "it is a stream, a loader that iterates in a way of its own, or one whose collate_fn yields images that "
+            "match none of its items. Pass the data set itself, or labels with the images and concepts='labels'."
+        )
+    return index
+
+
+def check_placed(wanted: ConceptRequest, data: BatchSource) -> None:
+    """Check, before images are read, that concepts which name them by their place can be found again.
+
+    Raises:
+        DataError: The data does not tell which image is which.
+    """
+    if wanted.source is not None and not isinstance(wanted.source, LabelsOf):
+        _placed(data.take(CHECKED)["index"])
 
 
 @dataclass
@@ -175,16 +219,24 @@ def rows_of(space: Space, *caches: Cache) -> Rows:
     """Return what e is trained on: latents with the encoder's noise, or z with a tenth of its deviation as noise."""
     if space == "z_bar":
         return Rows(*caches)
-    size = int(torch.Size(caches[0]["z"].shape).numel())
+    check_width(int(torch.Size(caches[0]["z"].shape).numel()))
+    some = caches[0]["z"].rows(torch.arange(min(len(caches[0]), 10_000))).float().flatten(1)
+    spread = some.std(dim=0)
+    # Values that never change (units that are always off) get a little noise too, or their density has no bound.
+    return Rows(*caches, mean="z", noise=Z_NOISE * spread.clamp_min(0.25 * float(spread.median()) + 1e-6))
+
+
+def check_width(size: int) -> None:
+    """Check that e can be over a z of this many values.
+
+    Raises:
+        DataError: It cannot.
+    """
     if size > MAX_Z:
         raise DataError(
             f"z of this layer has {size:,} values; e over z takes up to {MAX_Z:,}. Choose a later layer, or "
             "tokens='mean'."
         )
-    some = caches[0]["z"].rows(torch.arange(min(len(caches[0]), 10_000))).float().flatten(1)
-    spread = some.std(dim=0)
-    # Values that never change (units that are always off) get a little noise too, or their density has no bound.
-    return Rows(*caches, mean="z", noise=Z_NOISE * spread.clamp_min(0.25 * float(spread.median()) + 1e-6))
 
 
 def estimate_sizes(rows: Rows, pairs: RowPairs, *, seed: int = 0) -> tuple[tuple[int, ...], dict[str, float]]:
@@ -195,14 +247,11 @@ def estimate_sizes(rows: Rows, pairs: RowPairs, *, seed: int = 0) -> tuple[tuple
     a, b, shared = pairs.draw(SIZING_PAIRS * len(pairs.names), seed=seed)
     scores = {}
     for k, name in enumerate(pairs.names, 1):
-        sharing = (shared[:, k] & ~shared[:, 0]).nonzero()[:, 0][:SIZING_PAIRS]
-        differing = (~shared[:, k] & shared[:, 0]).nonzero()[:, 0][:SIZING_PAIRS]
-        index = sharing if len(sharing) >= 2 else differing
-        if len(index) < 2:
-            raise DataError(f"The concept {name!r} has no pairs among {len(a):,} drawn.")
+        index, is_shared = _telling_pairs(shared, k, name)
+        index = index[:SIZING_PAIRS]
         # Means, not draws: the encoder's noise is no part of what two images have in common.
         score = shared_score(rows.at(a[index])[0], rows.at(b[index])[0])
-        scores[name] = score if len(sharing) >= 2 else 1 - score
+        scores[name] = score if is_shared else 1 - score
     return factor_sizes(scores, rows.dim), scores
 
 
@@ -243,11 +292,16 @@ def check_request(wanted: ConceptRequest | BoundConcepts, config: ConceptConfig,
     """Check widths before anything is trained; concepts that are labels have names once these were read.
 
     Raises:
-        ConfigError: Given widths do not fit.
+        ConfigError: Given widths do not fit, or there are more factors than dimensions.
     """
     sizes, names = given_sizes(wanted, config), getattr(wanted.source, "names", None)
-    if sizes is not None and names is not None:
-        check_sizes(sizes, (*names, RANDOM) if config.random else names, dim)
+    if names is None:
+        return
+    names = (*names, RANDOM) if config.random else tuple(names)
+    if sizes is not None:
+        check_sizes(sizes, names, dim)
+    else:
+        factor_sizes([0.0] * len(names), dim)
 
 
 def fit_concepts(

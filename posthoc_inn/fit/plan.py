@@ -23,6 +23,9 @@ from posthoc_inn.training.precision import fabric_for
 from posthoc_inn.training.tasks import AutoencoderLoss, FlowLoss
 from posthoc_inn.training.threads import MIN_IMAGES, MIN_STEPS, fastest, thread_counts, time_threads, using_threads
 
+TIMED = 64
+"""Images whose reading is timed."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -106,7 +109,7 @@ class Paces:
 def make_plan(parts: Parts, paces: Paces, draws: int) -> Plan:
     """Time a few steps of each stage on this machine, and say what will be done."""
     reader = paces.reader
-    batch = next(iter(parts.data.batches()))["images"]
+    batch = parts.data.first(TIMED)
     started = time.perf_counter()
     row = reader.row(batch)
     per_image = (time.perf_counter() - started) / len(batch)

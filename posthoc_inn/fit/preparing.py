@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from posthoc_inn.analysis.image_metrics import check_image_metrics
+from posthoc_inn.analysis.relevance import LEAST_IMAGES
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
 from posthoc_inn.concepts import AttributeSource, ConceptModel, Space, as_source, length_of
+from posthoc_inn.concepts.tables import TABLE_ENDINGS
 from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, TrainConfig
-from posthoc_inn.errors import ConfigError, DataError, UnknownNameError
-from posthoc_inn.fit.concepts import ConceptRequest
+from posthoc_inn.errors import ConfigError, DataError, PosthocInnError
+from posthoc_inn.fit.concepts import ConceptRequest, check_placed
 from posthoc_inn.fit.parts import Parts, make_flow
 from posthoc_inn.fit.request import FitRequest, Subject
 from posthoc_inn.fit.stages import Fit
-from posthoc_inn.images import BatchSource, InputAdapter, in_order, positions, recognize_normalization, split
+from posthoc_inn.images import STREAM, BatchSource, InputAdapter, has_length, positions, recognize_normalization, split
 from posthoc_inn.images.adapter import MODEL_DTYPES
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.progress import Reporter
+from posthoc_inn.protocols import ConceptSource
 from posthoc_inn.rows.cache import DEFAULT_BUDGET
 from posthoc_inn.training.precision import choose_device, choose_precision
+
+FEWEST = 1_000
+"""Images read of a stream without a known length, however few steps there are."""
+HELD_OUT = 5_000
+"""Images read of held-out data of unknown length."""
 
 
 def choose_image_size(height: int, width: int) -> int:
@@ -126,17 +134,25 @@ def configured(config: FitConfig, request: FitRequest, *, latent_dim: int, lengt
         ConfigError: `epochs` is given for data of unknown length.
     """
     config = config.replace(latent_dim=latent_dim, flow=config.flow.replace(dim=latent_dim)).with_seed(seed)
-    steps, training = request.steps, config.flow_training
     if request.epochs is not None:
         if length is None:
             raise ConfigError("epochs needs data of a known length; give steps instead.")
-        steps = max(1, round(request.epochs * length * request.draws / training.batch_size))
-    if steps is not None:
-        config = config.replace(flow_training=of_length(training, steps))
+        batch_size = config.flow_training.batch_size
+        steps = max(1, round(request.epochs * length * request.draws / batch_size))
+        request = dataclasses.replace(request, steps=steps, epochs=None)
+    autoencoder, e, t = _trainings(config, request)
+    return config.replace(
+        autoencoder_training=autoencoder, concepts=config.concepts.replace(training=e), flow_training=t
+    )
+
+
+def _trainings(config: FitConfig, request: FitRequest) -> tuple[TrainConfig, TrainConfig, TrainConfig]:
+    """Return how autoencoder, e and t are trained, with the steps that were asked for."""
+    t = config.flow_training if request.steps is None else of_length(config.flow_training, request.steps)
+    autoencoder = config.autoencoder_training
     if request.autoencoder_steps is not None:
-        own = config.autoencoder_training
-        config = config.replace(autoencoder_training=of_length(own, request.autoencoder_steps))
-    return config.replace(concepts=concepts_of_length(config.concepts, request.concept_steps))
+        autoencoder = of_length(autoencoder, request.autoencoder_steps)
+    return autoencoder, concepts_of_length(config.concepts, request.concept_steps).training, t
 
 
 def concepts_of_length(config: ConceptConfig, steps: int | None) -> ConceptConfig:
@@ -149,6 +165,37 @@ def is_share(held_out: Any) -> bool:
     return isinstance(held_out, (int, float)) and not isinstance(held_out, bool)
 
 
+def bounded(request: FitRequest, used: int, *, seed: int, reporter: Reporter) -> FitRequest:
+    """Return `request` with a limit on data that does not tell how many images it holds: it may never end.
+
+    Args:
+        request: What is asked.
+        used: Images that the steps of training can use.
+        seed: Of whatever the data draws.
+        reporter: Told of a limit.
+    """
+    most = {"data": min(STREAM, max(FEWEST, -(-used // request.draws))), "held_out": HELD_OUT}
+    limited: dict[str, Any] = {}
+    for name, count in most.items():
+        given = getattr(request, name)
+        if name == "held_out" and is_share(given):
+            continue
+        source = given if isinstance(given, BatchSource) else BatchSource(given, batch_size=128, seed=seed)
+        if source.length is None and source.limit is None and not has_length(source.data):
+            limited[name] = BatchSource(source, source.batch_size, limit=count, seed=source.seed)
+            reporter.note(
+                f"The {'held-out' if name == 'held_out' else 'training'} data does not tell how many images it holds: "
+                f"the first {count:,} are read at the most. "
+                "posthoc_inn.images.BatchSource(data, limit=...) sets another number."
+            )
+    return dataclasses.replace(request, **limited)
+
+
+def used_images(*trainings: TrainConfig) -> int:
+    """Return how many images the longest of some trainings takes up."""
+    return max(training.steps * training.batch_size for training in trainings)
+
+
 def find_concepts(request: FitRequest, *, seed: int, space: Space = "z_bar") -> tuple[Any, Any, ConceptRequest]:
     """Find out what a user means by concepts.
 
@@ -158,35 +205,99 @@ def find_concepts(request: FitRequest, *, seed: int, space: Space = "z_bar") -> 
         space: What e is to be over.
 
     Returns:
-        Training and held-out data, in an order that the concepts know, and what e is to learn.
+        Training and held-out data, and what e is to learn.
+
+    Raises:
+        PosthocInnError: The concepts stand for nothing, or cannot be learned from the training images.
     """
     data, held_out, concepts = _data(request.data), _data(request.held_out), request.concepts
-    source = None if concepts is None else as_source(concepts, data, seed=seed)
-    aside = None
-    if request.held_out_concepts is not None and not is_share(held_out):
-        aside = as_source(request.held_out_concepts, held_out, seed=seed)
-    elif not is_share(held_out) and isinstance(source, AttributeSource) and not isinstance(concepts, Mapping):
-        # A data set's own attributes: the held-out one has them too, unless it has none.
-        with contextlib.suppress(DataError, UnknownNameError):
-            found = as_source(list(source.names), held_out, seed=seed)
-            aside = source.over(found.values) if isinstance(found, AttributeSource) else found
-    wanted = ConceptRequest(source, aside, space, length=length_of(data))
-    data = in_order(data)
+    known, options = _within(data), request.concept_options
+    source = None if concepts is None else as_source(concepts, known, seed=seed, options=options)
+    wanted = ConceptRequest(source, None, space, length=length_of(known))
     if is_share(held_out):
         data, held_out = split(data, float(held_out), seed=seed)
         wanted.positions = positions(data), positions(held_out)
-    return data, in_order(held_out), wanted
+        if wanted.positions[0] is not None and callable(getattr(source, "subset", None)):
+            source.subset(wanted.positions[0])  # type: ignore[union-attr]
+    elif request.held_out_concepts is not None:
+        wanted.held_out_source = as_source(request.held_out_concepts, _within(held_out), seed=seed)
+        names, theirs = (getattr(s, "names", None) for s in (source, wanted.held_out_source))
+        if names is not None and theirs is not None and tuple(names) != tuple(theirs):
+            raise ConfigError(
+                f"concepts has {', '.join(names)}, held_out_concepts {', '.join(theirs)}; they must be the same, in "
+                "the same order."
+            )
+    elif isinstance(source, ConceptSource) and wanted.extra is None:
+        try:
+            wanted.held_out_source = _same_concepts(source, concepts, _within(held_out), seed=seed, options=options)
+        except PosthocInnError as error:
+            wanted.reason = str(error)
+    return data, held_out, wanted
+
+
+def _same_concepts(
+    source: ConceptSource, concepts: Any, held_out: Any, *, seed: int, options: Mapping[str, Any]
+) -> ConceptSource | None:
+    """Return what `concepts` means for held-out images that are other data; None where it means nothing for them.
+
+    Raises:
+        PosthocInnError: They lack what it needs.
+    """
+    is_named = isinstance(concepts, (str, Path))
+    found: Any
+    if is_named and str(concepts).lower().endswith(TABLE_ENDINGS):
+        found = as_source(concepts, held_out, seed=seed, options={**options, "columns": list(source.names)})
+        # Rows in the images' order are the training images', even if there are as many others.
+        if not getattr(found, "is_by_file", False):
+            raise DataError("the table names no files of theirs; give held_out_concepts, a table of their own.")
+    elif isinstance(source, AttributeSource) and not isinstance(concepts, Mapping):
+        # A data set's own attributes: the held-out one has them too, unless it has none.
+        own = as_source(list(source.names), held_out, seed=seed)
+        found = source.over(own.values) if isinstance(own, AttributeSource) else own
+    elif is_named:
+        found = as_source(concepts, held_out, seed=seed, options=options)
+    else:
+        return None
+    return found if isinstance(found, ConceptSource) and tuple(found.names) == tuple(source.names) else None
 
 
 def _data(given: Any) -> Any:
     return given.data if isinstance(given, BatchSource) and given.limit is None else given
 
 
-def opened(data: Any, given: Any, *, seed: int) -> BatchSource:
-    """Return a checked source of `data`: `given` where it is an opened source of the very same data."""
-    if isinstance(given, BatchSource) and given.data is data:
-        return given.check()
-    return BatchSource(data, batch_size=128, seed=seed).check()
+def _within(data: Any) -> Any:
+    """Return the data itself, of which a source reads as many images as it is told."""
+    return data.data if isinstance(data, BatchSource) else data
+
+
+def opened(data: Any, given: Any, *, seed: int, is_held_out: bool = False) -> BatchSource:
+    """Return a checked source of `data`: `given` where it is an opened source of the very same data.
+
+    Raises:
+        DataError: The images cannot be used.
+    """
+    try:
+        if isinstance(given, BatchSource) and (given is data or given.data is data):
+            return given.check()
+        return BatchSource(data, batch_size=128, seed=seed).check()
+    except DataError as error:
+        if not is_held_out:
+            raise
+        raise DataError(f"Held-out data: {error}") from error
+
+
+def check_measurable(held_out: BatchSource) -> None:
+    """Check that there are enough held-out images to measure concepts on.
+
+    Raises:
+        DataError: There are not.
+    """
+    count = len(held_out.first(LEAST_IMAGES))
+    if count < LEAST_IMAGES:
+        raise DataError(
+            f"The held-out data holds {count} images, and concepts are measured on at least {LEAST_IMAGES}; hold out "
+            "more, or pass evaluate=False."
+        )
 
 
 def prepare(
@@ -210,13 +321,20 @@ def prepare(
         LayerNotFoundError: The layer is never reached.
     """
     request.check(subject)
+    autoencoder_training, e_training, t_training = _trainings(subject.config, request)
+    trainings = (autoencoder_training, t_training, *([e_training] if request.concepts is not None else []))
+    request = bounded(request, used_images(*trainings), seed=subject.seed, reporter=reporter)
     data, held_out, wanted = request.data, request.held_out, None
     if request.concepts is not None:
         data, held_out, wanted = find_concepts(request, seed=subject.seed)
     elif is_share(held_out):
         data, held_out = split(data, float(held_out), seed=subject.seed)
     source = opened(_data(data), request.data, seed=subject.seed)
-    kept = opened(_data(held_out), request.held_out, seed=subject.seed)
+    kept = opened(_data(held_out), request.held_out, seed=subject.seed, is_held_out=True)
+    if wanted is not None:
+        check_placed(wanted, source)
+    if request.evaluate and (wanted is not None or subject.concept_model is not None):
+        check_measurable(kept)
     if source.image_shape[0] != kept.image_shape[0]:
         raise DataError(f"Training images have {source.image_shape[0]} channels, held-out ones {kept.image_shape[0]}.")
     for note in source.notes:

@@ -53,6 +53,7 @@ class FitRequest:
     held_out: Any = field(default=0.1, repr=False)
     concepts: Any = field(default=None, repr=False)
     held_out_concepts: Any = field(default=None, repr=False)
+    concept_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     draws: int = 1
     epochs: float | None = None
     steps: int | None = None

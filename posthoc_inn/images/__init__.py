@@ -13,6 +13,7 @@ from posthoc_inn.images.image_files import (
     stack_image_files,
 )
 from posthoc_inn.images.normalization import Normalization, recognize_normalization
+from posthoc_inn.images.numbering import STREAM
 from posthoc_inn.images.spec import (
     apply_spec,
     fit_canonical,
@@ -20,9 +21,10 @@ from posthoc_inn.images.spec import (
     resize,
     undo_spec_normalization,
 )
-from posthoc_inn.images.splitting import in_order, positions, split
+from posthoc_inn.images.splitting import has_length, positions, split
 
 __all__ = [
+    "STREAM",
     "Batch",
     "BatchSource",
     "ImageFiles",
@@ -31,7 +33,7 @@ __all__ = [
     "apply_spec",
     "find_image_files",
     "fit_canonical",
-    "in_order",
+    "has_length",
     "load_image",
     "load_image_files",
     "match_channels",

@@ -16,19 +16,22 @@ from posthoc_inn.images.convert import (
     check_images,
     ragged,
 )
-from posthoc_inn.images.opening import open_data
+from posthoc_inn.images.numbering import tell_rest
+from posthoc_inn.images.opening import Raw, dropped_last, open_data
 from posthoc_inn.images.randomness import PrivateRandomness
 from posthoc_inn.seeds import derived
 
 CHECKED = 64
 """Images looked at before training starts."""
+KEPT = 64 * 2**20
+"""Bytes of the first images that are kept for whoever asks for them again."""
 
 
 class Batch(TypedDict):
     """What a `BatchSource` yields.
 
     `images` float32 (B, C, H, W) as the data yields them, `labels` a tensor (B, ...) or a dict of such or
-    None, `index` the positions (B,) in the data set, or None where they are not known.
+    None, `index` the positions (B,) in the data set, -1 where one cannot be told, or None where the data tells none.
     """
 
     images: Tensor
@@ -45,6 +48,9 @@ class BatchSource:
     ones are left as they are (see `recognize_normalization`). The global random generators are left alone:
     what a pass draws depends on `seed` and the number of the pass. Not to be read from several threads at
     once, since the global generators are exchanged while the user's code runs.
+
+    Every pass ends: with the data, at `limit`, or after as many images as the data says it holds; after 200,000 where
+    it says nothing. A warning tells if there were more.
 
     Attributes:
         data: What was given.
@@ -88,7 +94,13 @@ class BatchSource:
         self._is_checked = False
         self._has_labels = False
         self._label_names: tuple[str, ...] = ()
-        self._length, self._read = open_data(data, batch_size)
+        self._first: Batch | None = None
+        self._is_all = False
+        self._left_out = 0
+        opened = open_data(data, batch_size)
+        self._length, self._read = opened.length, opened.read
+        self._most = opened.most if limit is None else limit
+        self._is_cut = False
 
     # ---- what is known
 
@@ -142,17 +154,11 @@ class BatchSource:
         """
         if self._is_checked:
             return self
-        parts: list[Tensor] = []
-        labels: Labels = None
-        for batch in self.batches(draw=0):
-            if not parts:
-                labels = batch["labels"]
-            parts.append(batch["images"])
-            if sum(len(p) for p in parts) >= CHECKED:
-                break
+        given = self._read_first(CHECKED)
+        parts, labels = [b["images"] for b in given], given[0]["labels"] if given else None
         count = sum(len(p) for p in parts)
         if count < 2:
-            raise DataError(f"The data holds {count or 'no'} image{'s' * (count != 1)}; at least 2 are needed.")
+            raise DataError(self._too_few(count))
         first = parts[0][:1]
         if all(bool((p == first).all()) for p in parts):
             value = f", every value {first.flatten()[0]:g}" if bool((first == first.flatten()[0]).all()) else ""
@@ -181,8 +187,15 @@ class BatchSource:
         Raises:
             DataError: A batch cannot be used.
         """
-        seen = 0
+        seen = empty = 0
         for number, (sample, index) in enumerate(self._samples(draw)):
+            if self._most is not None and seen + empty >= self._most:
+                self._tell_cut()
+                return
+            if sample is None or _holds_none(sample.images):
+                empty += 1
+                self._left_out = max(self._left_out, empty)
+                continue
             batch = self._convert(sample, index, f"batch {number}")
             if self.limit is not None and seen + len(batch["images"]) > self.limit:
                 batch = _head(batch, self.limit - seen)
@@ -202,17 +215,53 @@ class BatchSource:
 
     def take(self, n: int) -> Batch:
         """Return the first `n` images, or as many as there are, in one batch with labels and index."""
-        parts: list[Batch] = []
-        for batch in self.batches(draw=0):
-            missing = n - sum(len(p["images"]) for p in parts)
-            parts.append(_head(batch, missing))
-            if len(batch["images"]) >= missing:
-                break
-        if not parts:
-            raise DataError("The data holds no images; at least 2 are needed.")
-        return _join(parts)
+        if self._first is None or (len(self._first["images"]) < n and not self._is_all):
+            parts = self._read_first(n)
+            if not parts:
+                raise DataError(self._too_few(0))
+            return _head(_join(parts), n)
+        return _head(self._first, n)
 
-    def _samples(self, draw: int) -> Iterator[tuple[Sample, Tensor | None]]:
+    def _read_first(self, n: int) -> list[Batch]:
+        """Return the first batches, `n` images at least if there are as many, and keep what of them is not too large.
+
+        Reading them anew would start a loader's workers each time.
+        """
+        parts: list[Batch] = []
+        count, is_all = 0, True
+        for batch in self.batches(draw=0):
+            parts.append(batch)
+            count += len(batch["images"])
+            if count >= n:
+                is_all = False
+                break
+        if parts:
+            row = parts[0]["images"][0]
+            room = KEPT // max(1, row.numel() * row.element_size())
+            self._first, self._is_all = _head(_join(parts), min(count, room)), is_all and count <= room
+        return parts
+
+    def _too_few(self, count: int) -> str:
+        """Say why there are no images, or one only."""
+        told = dropped_last(self.data)
+        if told and not count:
+            return told
+        if self._left_out:
+            batches = f"{self._left_out:,} batch{'es' * (self._left_out != 1)}"
+            return (
+                f"The data holds {count or 'no'} image{'s' * (count != 1)}, and {batches} without any: the loader's "
+                "collate function leaves them out. Look at what the data set yields (None?)."
+            )
+        return f"The data holds {count or 'no'} image{'s' * (count != 1)}; at least 2 are needed."
+
+    def _tell_cut(self) -> None:
+        """Warn, once, that there are more images than a pass reads."""
+        if not self._is_cut and self.limit is None:
+            what = f"The data yields more than {self._most:,} images, and does not tell how many it holds"
+            tell_rest(what, "posthoc_inn.images.BatchSource(data, limit=...) sets another number.")
+        self._is_cut = True
+
+    def _samples(self, draw: int) -> Raw:
         """Yield raw batches, the user's code running with random generators of its own."""
         randomness = PrivateRandomness(derived(self.seed, "draw", draw))
         with randomness:
@@ -244,6 +293,11 @@ class BatchSource:
 
     def _note(self, *notes: str | None) -> None:
         self.notes += [n for n in dict.fromkeys(notes) if n is not None and n not in self.notes]
+
+
+def _holds_none(images: Tensor) -> bool:
+    """Whether this is a batch of no images, rather than one of images without pixels."""
+    return images.ndim > 0 and len(images) == 0
 
 
 def _head(batch: Batch, n: int) -> Batch:

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, default_collate, default_convert
 
 from posthoc_inn.errors import DataError
 from posthoc_inn.images.convert import IMAGE_KEYS, Sample, as_tensor, collate, read_sample, take_apart
+from posthoc_inn.images.numbering import STREAM, Numbered, is_empty, numbered, tell_rest
 from posthoc_inn.images.randomness import PrivateRandomness
 
-Reader = Callable[[], Iterator[tuple[Sample, "Tensor | None"]]]
-"""Starts a pass: yields raw batches with the positions (B,) of their images, or None where these are not known."""
+Raw = Iterator[tuple["Sample | None", "Tensor | None"]]
+"""Raw batches with the positions (B,) of their images, or None where these are not known; None for an empty batch."""
 
 
-def open_data(data: Any, batch_size: int) -> tuple[int | None, Reader]:
-    """Return how many images `data` holds, if known, and a function that starts a new pass.
+@dataclass(frozen=True)
+class Opened:
+    """Data that can be read.
+
+    Attributes:
+        length: Images a pass, where that is known.
+        most: Images at which a pass ends, even if the data goes on; None where it has an end of its own.
+        read: Starts a pass.
+    """
+
+    length: int | None
+    most: int | None
+    read: Callable[[], Raw]
+
+
+def open_data(data: Any, batch_size: int) -> Opened:
+    """Find out how many images `data` holds, and how they are read.
 
     Args:
         data: What the user gave; see `BatchSource`.
@@ -40,9 +58,10 @@ def open_data(data: Any, batch_size: int) -> tuple[int | None, Reader]:
         images = as_tensor(images, where="the data") if isinstance(images, Tensor) else images
         if images.ndim == 0:
             raise DataError(f"Data must be images (N, C, H, W), got one number: {images!r}.")
-        return len(images) if rows is None else len(rows), lambda: _array_batches(images, labels, rows, batch_size)
+        count = len(images) if rows is None else len(rows)
+        return Opened(count, None, lambda: _array_batches(images, labels, rows, batch_size))
     if isinstance(data, DataLoader):
-        return _loader_length(data), lambda: _loader_batches(data, batch_size)
+        return _open_loader(data, batch_size)
     if hasattr(data, "__next__"):
         raise DataError(_only_once(data))
     is_stream = isinstance(data, IterableDataset) or not hasattr(data, "__getitem__")
@@ -58,7 +77,9 @@ def open_data(data: Any, batch_size: int) -> tuple[int | None, Reader]:
         if is_same:
             raise DataError(_only_once(data))
         is_counted = isinstance(data, IterableDataset) and isinstance(data, Sized)
-        return len(data) if is_counted else None, lambda: _rebatch(iter(data), batch_size)  # type: ignore[arg-type]
+        length = len(data) if is_counted else None  # type: ignore[arg-type]
+        most, ending = STREAM if length is None else None, _Ending(length, "items")
+        return Opened(length, most, lambda: _rebatch(ending.cut((item, None) for item in data), batch_size))
     if isinstance(data, Mapping):
         raise DataError(
             f"A dict of data must hold the images as one tensor or array under one of "
@@ -66,7 +87,7 @@ def open_data(data: Any, batch_size: int) -> tuple[int | None, Reader]:
         )
     if not hasattr(data, "__len__"):
         raise DataError(f"The data set {type(data).__name__} has no __len__; add one, or make it an IterableDataset.")
-    return len(data), lambda: _dataset_batches(data, batch_size)
+    return Opened(len(data), None, lambda: _dataset_batches(data, batch_size))
 
 
 def _only_once(data: Any) -> str:
@@ -108,9 +129,7 @@ def _as_arrays(data: Any) -> tuple[Any, Any, Tensor | None] | None:
     return None
 
 
-def _array_batches(
-    images: Any, labels: Any, rows: Tensor | None, batch_size: int
-) -> Iterator[tuple[Sample, Tensor | None]]:
+def _array_batches(images: Any, labels: Any, rows: Tensor | None, batch_size: int) -> Raw:
     count = len(images) if rows is None else len(rows)
     named = labels if isinstance(labels, Mapping) else {"": labels}
     for start in range(0, count, batch_size):
@@ -133,6 +152,46 @@ def _label_rows(labels: Any, key: Any) -> Any:
         return ""
 
 
+def _open_loader(loader: DataLoader[Any], batch_size: int) -> Opened:
+    start, length = numbered(loader), _loader_length(loader)
+    try:
+        count = len(copy.copy(loader))  # batches; a loader of a stream that was asked warns of others later
+    except (TypeError, NotImplementedError):
+        count = None
+    if not isinstance(loader.dataset, IterableDataset):
+        known = len(loader.dataset) if hasattr(loader.dataset, "__len__") else 0
+        most = None if count is not None else max(STREAM, known)
+        return Opened(length, most, lambda: _loader_batches(loader, start(), batch_size))
+    most = STREAM if count is None else None
+    # Each worker may read the whole stream.
+    unit = "items" if loader.batch_sampler is None else "batches"
+    ending = _Ending(None if count is None else count * max(1, loader.num_workers), unit)
+    return Opened(length, most, lambda: _loader_batches(loader, ending.cut(start()), batch_size))
+
+
+class _Ending:
+    """Ends each pass after as many items as the data says it holds, and warns, once, if it goes on.
+
+    Args:
+        count: Their number; None where the data does not tell it.
+        unit: What they are.
+    """
+
+    def __init__(self, count: int | None, unit: str) -> None:
+        self.count, self.unit, self._is_told = count, unit, False
+
+    def cut(self, items: Numbered) -> Numbered:
+        """Yield the first ones of `items`."""
+        for i, item in enumerate(items):
+            if i == self.count:
+                if not self._is_told:
+                    self._is_told = True
+                    what = f"The data yields more than the {self.count:,} {self.unit} that it says it holds"
+                    tell_rest(what, "If it ends, correct its __len__.")
+                return
+            yield item
+
+
 def _loader_length(loader: DataLoader[Any]) -> int | None:
     """Count a loader's images, those of a dropped last batch left out."""
     counted: Any = loader.dataset if isinstance(loader.dataset, IterableDataset) else loader.sampler
@@ -145,26 +204,52 @@ def _loader_length(loader: DataLoader[Any]) -> int | None:
     return count // loader.batch_size * loader.batch_size if loader.drop_last else count
 
 
-def _loader_batches(loader: DataLoader[Any], batch_size: int) -> Iterator[tuple[Sample, Tensor | None]]:
-    is_ordered = isinstance(loader.sampler, SequentialSampler) and loader.batch_size is not None
-    iterator = _explained(loader)
+def dropped_last(data: Any) -> str:
+    """Say that a loader leaves all images out for want of a whole batch; "" where that is not so."""
+    sampler = getattr(data, "batch_sampler", None)
+    size = getattr(sampler, "batch_size", None)
+    if not isinstance(data, DataLoader) or not getattr(sampler, "drop_last", False) or size is None:
+        return ""
+    counted: Any = data.dataset if isinstance(data.dataset, IterableDataset) else getattr(sampler, "sampler", None)
+    try:
+        count = len(counted)
+    except (TypeError, NotImplementedError):
+        count = None
+    if count is not None and count >= size:
+        return ""
+    those = "every image" if count is None else f"all {count:,} images" if count != 1 else "its only image"
+    return (
+        f"The loader leaves out {those}: drop_last=True drops a last batch of fewer than batch_size={size}, and there "
+        "is no other. Pass drop_last=False, or a smaller batch_size."
+    )
+
+
+def _loader_batches(loader: DataLoader[Any], batches: Numbered, batch_size: int) -> Raw:
+    explained = _explained(batches)
+    may_leave_out = loader.collate_fn not in (default_collate, default_convert)
     if loader.batch_sampler is None:
-        return _rebatch(iterator, batch_size)
-    return _number((read_sample(s, where=f"batch {i}", expect_batch=True) for i, s in enumerate(iterator)), is_ordered)
+        yield from _rebatch(explained, batch_size, may_leave_out=may_leave_out)
+        return
+    for i, (raw, given) in enumerate(explained):
+        if may_leave_out and is_empty(raw):
+            yield None, None
+            continue
+        sample = read_sample(raw, where=f"batch {i}", expect_batch=True)
+        yield sample, _index(sample, given)
 
 
-def _number(samples: Iterator[Sample], is_ordered: bool) -> Iterator[tuple[Sample, Tensor | None]]:
-    seen = 0
-    for sample in samples:
-        count = len(sample.images)
-        yield sample, torch.arange(seen, seen + count) if is_ordered else None
-        seen += count
+def _index(sample: Sample, given: list[int] | None) -> Tensor | None:
+    """Return the positions of a batch's images; -1 each where they cannot be told."""
+    if given is None:
+        return None
+    count = len(sample.images) if sample.is_batch else 1
+    return torch.tensor(given) if len(given) == count else torch.full((count,), -1)
 
 
-def _explained(loader: DataLoader[Any]) -> Iterator[Any]:
+def _explained(batches: Numbered) -> Numbered:
     """Yield what a loader yields; what PyTorch's default_collate cannot stack is said in words."""
     try:
-        yield from loader
+        yield from batches
     except RuntimeError as error:
         if "stack expects each tensor to be equal size" in str(error) or "resize storage" in str(error):
             raise DataError(
@@ -179,29 +264,42 @@ def _explained(loader: DataLoader[Any]) -> Iterator[Any]:
                 "The loader's data set yields Pillow images, which it cannot stack; add "
                 "torchvision.transforms.ToTensor() to its transform, or pass the data set itself."
             ) from error
+        if "default_collate" in str(error) and "NoneType" in str(error):
+            raise DataError(
+                "The loader's data set yields None where an image or a label is expected, which the loader cannot "
+                "stack; leave such items out of the data set, or with a collate_fn of your own."
+            ) from error
         raise
 
 
-def _rebatch(samples: Iterator[Any], batch_size: int) -> Iterator[tuple[Sample, Tensor | None]]:
+def _rebatch(samples: Numbered, batch_size: int, *, may_leave_out: bool = False) -> Raw:
     """Collect single images into batches; batches pass as they are."""
-    waiting: list[Sample] = []
-    for i, raw in enumerate(samples):
+    waiting: list[tuple[Sample, Tensor | None]] = []
+    for i, (raw, given) in enumerate(samples):
+        if may_leave_out and is_empty(raw):
+            yield None, None
+            continue
         sample = read_sample(raw, where=f"item {i}")
         if sample.is_batch:
             if waiting:
-                yield collate(waiting, where=f"the items before {i}"), None
+                yield _stacked(waiting, where=f"the items before {i}")
                 waiting = []
-            yield sample, None
+            yield sample, _index(sample, given)
             continue
-        waiting.append(sample)
+        waiting.append((sample, _index(sample, given)))
         if len(waiting) == batch_size:
-            yield collate(waiting, where=f"items {i + 1 - batch_size} to {i}"), None
+            yield _stacked(waiting, where=f"items {i + 1 - batch_size} to {i}")
             waiting = []
     if waiting:
-        yield collate(waiting, where="the last items"), None
+        yield _stacked(waiting, where="the last items")
 
 
-def _dataset_batches(data: Any, batch_size: int) -> Iterator[tuple[Sample, Tensor | None]]:
+def _stacked(items: list[tuple[Sample, Tensor | None]], *, where: str) -> tuple[Sample, Tensor | None]:
+    known = [index for _, index in items if index is not None]
+    return collate([s for s, _ in items], where=where), torch.cat(known) if len(known) == len(items) else None
+
+
+def _dataset_batches(data: Any, batch_size: int) -> Raw:
     fetch_many = getattr(data, "__getitems__", None)
     count = len(data)
     for start in range(0, count, batch_size):

@@ -22,6 +22,10 @@ from torch.utils.data import (
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnWarning
 from posthoc_inn.images.batches import BatchSource
 from posthoc_inn.images.convert import as_labels
+from posthoc_inn.images.numbering import STREAM
+
+COMPARED = 256
+"""First images of a stream, which two passes have to agree about."""
 
 
 def split(data: Any, held_out: Any = 0.1, seed: int = 0) -> tuple[Any, Any]:
@@ -55,22 +59,25 @@ def split(data: Any, held_out: Any = 0.1, seed: int = 0) -> tuple[Any, Any]:
     if not 0 < held_out < 1:
         raise ConfigError(f"held_out must be a share in (0, 1) or held-out data, got {held_out!r}.")
     source = data if isinstance(data, BatchSource) else BatchSource(data)
-    if isinstance(data, BatchSource):
-        if data.limit is not None:
-            raise ConfigError("Split the data itself, then limit the parts: the source has a limit of its own.")
-        data = data.data
-    if (
-        isinstance(data, DataLoader)
-        and not isinstance(data.dataset, IterableDataset)
-        and hasattr(data.dataset, "__len__")
-    ):
-        train_rows, held_rows = _rows(len(data.dataset), held_out, seed)
-        return _part(data, train_rows, is_training=True), _part(data, held_rows, is_training=False)
+    data = source.data
     indexable = _indexable(data)
-    if indexable is None or source.length is None:
+    has_rows = has_length(data) if isinstance(data, DataLoader) else indexable is not None and source.length is not None
+    if not has_rows:
         return _stream_parts(source, held_out)
-    train_rows, held_rows = _rows(source.length, held_out, seed)
+    if source.limit is not None:
+        raise ConfigError("Split the data itself, then limit the parts: the source has a limit of its own.")
+    if isinstance(data, DataLoader):
+        train_rows, held_rows = _rows(len(data.dataset), held_out, seed)  # type: ignore[arg-type]
+        return _part(data, train_rows, is_training=True), _part(data, held_rows, is_training=False)
+    train_rows, held_rows = _rows(len(source), held_out, seed)
     return Subset(indexable, train_rows), Subset(indexable, held_rows)
+
+
+def has_length(data: Any) -> bool:
+    """Whether a data set, or that of a loader, holds a known number of images, however many of them a pass gives."""
+    if isinstance(data, DataLoader):
+        return not isinstance(data.dataset, IterableDataset) and hasattr(data.dataset, "__len__")
+    return BatchSource(data).length is not None
 
 
 def positions(part: Any) -> Tensor | None:
@@ -84,16 +91,6 @@ def positions(part: Any) -> Tensor | None:
     if isinstance(data, Subset):
         return torch.as_tensor(np.asarray(data.indices)).long()
     return None
-
-
-def in_order(data: Any) -> Any:
-    """Return a loader over the same images that does not shuffle; whatever is no shuffling loader is returned as it is.
-
-    What names images by their place in the data set needs to know which one comes when.
-    """
-    if not isinstance(data, DataLoader) or type(data.sampler) is not RandomSampler or data.batch_size is None:
-        return data
-    return _like(data, data.dataset, batch_size=data.batch_size)
 
 
 def _like(
@@ -129,14 +126,18 @@ def _rows(count: int, held_out: float, seed: int) -> tuple[Sequence[int], Sequen
     """Return the row numbers of both parts, as arrays: 8 bytes a row where a list takes 40."""
     held = max(2, round(count * held_out))
     if count - held < 2:
-        raise DataError(
-            f"The data holds {count} images: too few to hold {held_out:.0%} out (2 are needed on either "
-            f"side); add images, or pass held-out data of its own."
-        )
+        raise DataError(_too_few(count, held_out))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     parts = (order[held:].sort().values, order[:held].sort().values)
     train_rows, held_rows = (array("q", part.numpy().tobytes()) for part in parts)
     return train_rows, held_rows
+
+
+def _too_few(count: int, held_out: float) -> str:
+    return (
+        f"The data holds {count} images: too few to hold {held_out:.0%} out (2 are needed on either side); add images, "
+        "or pass held-out data of its own."
+    )
 
 
 def _part(loader: DataLoader[Any], rows: Sequence[int], *, is_training: bool) -> DataLoader[Any]:
@@ -161,17 +162,34 @@ def _part(loader: DataLoader[Any], rows: Sequence[int], *, is_training: bool) ->
 
 
 class StreamPart:
-    """Every k-th image of a stream, or all but those; re-iterable."""
+    """Every k-th image of a stream, or all but those; re-iterable.
+
+    An image that comes again, as in a stream that repeats itself, stays in the part of its first time.
+    """
 
     def __init__(self, source: BatchSource, every: int, *, is_training: bool) -> None:
         self._source, self._every, self._is_training = source, every, is_training
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        seen = 0
+        seen, most = 0, self._source._most
+        parts: dict[int, bool] = {}  # image -> whether it is held out
         for sample, _ in self._source._read():
+            if sample is None:
+                continue
+            if most is not None and seen >= most:
+                self._source._tell_cut()
+                return
             count = len(sample.images)
-            is_held = torch.arange(seen, seen + count) % self._every == self._every - 1
-            keep = ~is_held if self._is_training else is_held
+            place = torch.arange(seen, seen + count)
+            usual = (place % self._every == self._every - 1).tolist()
+            for k, image in enumerate(sample.images):
+                key = hash(image.numpy().tobytes())
+                usual[k] = parts.get(key, usual[k])
+                if len(parts) < STREAM:
+                    parts[key] = usual[k]
+            keep = torch.tensor(usual) == (not self._is_training)
+            if most is not None:
+                keep &= place < most
             seen += count
             if not bool(keep.any()):
                 continue
@@ -185,11 +203,14 @@ class StreamPart:
 
 def _stream_parts(source: BatchSource, held_out: float) -> tuple[StreamPart, StreamPart]:
     source.check()
-    first, again = (next(source.batches(draw=d))["images"] for d in (0, 1))
-    if first.shape != again.shape or not bool((first == again).all()):
+    every = max(2, round(1 / held_out))
+    first, again = source.first(min(2 * every, COMPARED)), next(source.batches(draw=1))["images"]
+    if len(first) < min(2 * every, COMPARED):
+        raise DataError(_too_few(len(first), held_out))
+    count = min(len(first), len(again))
+    if first.shape[1:] != again.shape[1:] or not bool((first[:count] == again[:count]).all()):
         raise DataError(
             "The data is a stream that yields other images, or another order, in each pass, so that no part "
             "of it can be held out for good; pass held-out data of its own (held_out=...)."
         )
-    every = max(2, round(1 / held_out))
     return StreamPart(source, every, is_training=True), StreamPart(source, every, is_training=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -14,12 +15,14 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
     Subset,
     TensorDataset,
+    default_collate,
 )
 
-from posthoc_inn.errors import ConfigError, DataError
+from posthoc_inn.errors import ConfigError, DataError, PosthocInnWarning
 from posthoc_inn.images import BatchSource
 
 N = 10
@@ -185,7 +188,7 @@ def test_positions_are_known_for_what_has_an_order():
     for data in (X, TensorDataset(X, Y), Items(lambda i: X[i]), DataLoader(X, batch_size=3)):
         index = torch.cat([b["index"] for b in BatchSource(data, 4)])
         assert torch.equal(index, Y)
-    for data in (DataLoader(X, batch_size=3, shuffle=True), Stream(lambda i: X[i])):
+    for data in (DataLoader(Stream(lambda i: X[i]), batch_size=3), Stream(lambda i: X[i])):
         assert all(b["index"] is None for b in BatchSource(data, 4))
 
 
@@ -230,6 +233,30 @@ def test_the_first_images_come_with_labels_and_positions():
     assert torch.equal(batch["labels"], Y[:7])
     assert torch.equal(batch["index"], Y[:7])
     assert len(source.first(99)) == N
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_first_images_are_read_once(workers):
+    starts = []
+
+    class Counted(DataLoader):
+        def __iter__(self):
+            starts.append(1)
+            return super().__iter__()
+
+    source = BatchSource(Counted(TensorDataset(X, Y), batch_size=4, num_workers=workers))
+    source.check()
+    for n in (2, 99, 5):
+        assert torch.equal(source.take(n)["labels"], Y[:n])
+    assert len(starts) == 1
+    assert len(read(source)[0]) == N
+
+
+def test_few_large_images_are_kept(monkeypatch):
+    monkeypatch.setattr("posthoc_inn.images.batches.KEPT", 3 * X[0].nbytes)
+    source = BatchSource(X, 4).check()
+    assert [len(source.first(n)) for n in (2, 3, 7, 99)] == [2, 3, 7, N]
+    assert torch.equal(source.first(7), X[:7])
 
 
 def test_several_labels_keep_their_names():
@@ -488,3 +515,119 @@ def test_wrapped_tensor_types_become_plain():
 
 def test_images_that_ask_for_gradients_are_detached():
     assert not next(iter(BatchSource(X.clone().requires_grad_(), 4)))["images"].requires_grad
+
+
+# ---- what leaves images out, and what has no end
+
+
+def leaving_out(dropped):
+    """A collate function that leaves out images, as one does that drops unreadable ones."""
+
+    def collate(items):
+        kept = [item for item in items if item[1] not in dropped]
+        return default_collate(kept) if kept else None
+
+    return collate
+
+
+@pytest.mark.parametrize("dropped", [{0, 1, 2}, {3, 4, 5}, {9}, {0, 1, 2, 3, 4, 5, 8}])
+def test_batches_of_which_nothing_is_left_are_passed_over(dropped):
+    loader = DataLoader(Items(lambda i: (X[i], i)), batch_size=3, collate_fn=leaving_out(dropped))
+    images, labels, batches = read(BatchSource(loader).check())
+    kept = [i for i in range(N) if i not in dropped]
+    assert torch.equal(images, X[kept])
+    assert torch.cat([b["index"] for b in batches]).tolist() == kept == torch.cat(labels).tolist()
+
+
+def test_a_stream_may_yield_batches_without_images():
+    batches = [(X[:0], Y[:0]), (X[:4], Y[:4]), (X[:0], Y[:0]), (X[4:], Y[4:])]
+    assert torch.equal(read(BatchSource(Again(batches)).check())[0], X)
+    dropping = DataLoader(Stream(lambda i: (X[i], i)), batch_size=2, collate_fn=leaving_out({2, 3}))
+    assert read(BatchSource(dropping).check())[0].shape[0] == 8
+
+
+def unreadable(n=N):
+    return Items(lambda i: None, n)
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (
+            DataLoader(X, batch_size=64, drop_last=True),
+            "leaves out all 10 images: drop_last=True drops a last batch of fewer than batch_size=64",
+        ),
+        (
+            DataLoader(X, batch_sampler=BatchSampler(SequentialSampler(X), 11, True)),
+            "leaves out all 10 images: .*batch_size=11",
+        ),
+        (DataLoader(Stream(lambda i: X[i]), batch_size=11, drop_last=True), "leaves out every image: drop_last=True"),
+        (
+            DataLoader(unreadable(), batch_size=4, collate_fn=lambda b: default_collate([i for i in b if i])),
+            "no images, and 3 batches without any: the loader's collate function leaves them out",
+        ),
+        (
+            DataLoader(Items(lambda i: (X[i], i)), batch_size=4, collate_fn=leaving_out(set(range(1, N)))),
+            "holds 1 image, and 2 batches without any",
+        ),
+        (DataLoader(unreadable(), batch_size=4), "data set yields None where an image or a label is expected"),
+    ],
+)
+def test_data_of_which_nothing_is_left_says_why(data, match):
+    with pytest.raises(DataError, match=match):
+        BatchSource(data, 4).check()
+
+
+class Endless(IterableDataset):
+    def __init__(self, length=None):
+        self.length = length
+
+    def __iter__(self):
+        return (X[i % N] for i in itertools.count())
+
+
+class Declared(Endless):
+    def __len__(self):
+        return self.length
+
+
+class EndlessSampler(Sampler):
+    def __iter__(self):
+        return (i % N for i in itertools.count())
+
+
+class Lying(EndlessSampler):
+    def __len__(self):
+        return N
+
+
+ENDLESS = {
+    "stream": (Endless(), 32, "more than 32 images, and does not tell how many"),
+    "loader of a stream": (DataLoader(Endless(), batch_size=4), 32, "more than 32 images"),
+    "loader of batches": (DataLoader(Endless(), batch_size=None), 32, "more than 32 images"),
+    "empty batches": (DataLoader(Endless(), batch_size=4, collate_fn=lambda b: None), 0, "more than 32 images"),
+    "stream that says how many": (Declared(7), 7, "more than the 7 items that it says it holds"),
+    "loader of such a stream": (DataLoader(Declared(8), batch_size=4), 8, "more than the 2 batches"),
+    "sampler": (DataLoader(X, batch_size=4, sampler=EndlessSampler()), 12, "sampler of the loader gives more than 10"),
+    "sampler that says how many": (DataLoader(X, batch_size=2, sampler=Lying()), N, "gives more than 10 items"),
+    "batch sampler": (DataLoader(X, batch_sampler=BatchSampler(EndlessSampler(), 5, False)), N, "gives more than 10"),
+}
+
+
+@pytest.mark.parametrize(("data", "count", "told"), ENDLESS.values(), ids=ENDLESS)
+def test_a_pass_over_data_without_an_end_ends(data, count, told, monkeypatch):
+    monkeypatch.setattr("posthoc_inn.images.opening.STREAM", 32)
+    source = BatchSource(data, 4)
+    with pytest.warns(PosthocInnWarning, match=told):
+        images = [b["images"] for b in source.batches()]
+    assert sum(len(part) for part in images) == count
+    if count:  # told once, and not where a limit was set
+        assert sum(len(b["images"]) for b in source.batches()) == count
+        assert sum(len(b["images"]) for b in BatchSource(data, 4, limit=3)) == 3
+
+
+def test_samplers_that_give_images_more_often_than_once_are_read_to_their_end():
+    often = RandomSampler(X, replacement=True, num_samples=3 * N)
+    assert len(read(BatchSource(DataLoader(X, batch_size=4, sampler=often)))[0]) == 3 * N
+    pairs = DataLoader(X, batch_size=4, collate_fn=lambda items: torch.cat([torch.stack(items)] * 2))
+    assert len(read(BatchSource(pairs))[0]) == 2 * N

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +124,23 @@ def test_a_stream_in_another_order_each_time_cannot_be_split():
     for data in (Stream(shuffle=True), DataLoader(Stream(shuffle=True), batch_size=4)):
         with pytest.raises(DataError, match="no part of it can be held out for good"):
             split(data, 0.25)
+
+
+def test_an_image_that_comes_again_stays_in_its_part():
+    class Again(IterableDataset):
+        def __iter__(self):
+            return ((X[k % 13], k % 13) for k in itertools.count())
+
+    train, held_out = (labels(part) for part in split(BatchSource(Again(), limit=50), 0.25))
+    assert len(train) + len(held_out) == 50
+    assert set(train) | set(held_out) == set(range(13))
+    assert not set(train) & set(held_out)
+    assert len(set(held_out)) == 3
+
+
+def test_a_stream_that_is_too_short_is_refused():
+    with pytest.raises(DataError, match="holds 7 images: too few to hold 25% out"):
+        split([(X[:4], Y[:4]), (X[4:7], Y[4:7])], 0.25)
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.5, 1.5, True, None])

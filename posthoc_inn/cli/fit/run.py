@@ -18,9 +18,8 @@ from posthoc_inn.cli.fit.options import FitOptions, choose, title_of
 from posthoc_inn.cli.fit.results import report_words, show_result, write_pictures
 from posthoc_inn.cli.models import NONE, TRAIN, backbone_spec, missing_layer, open_device
 from posthoc_inn.cli.terminal import choose_reporter, out, print_lines
-from posthoc_inn.concepts import as_source
 from posthoc_inn.config import TrainConfig
-from posthoc_inn.errors import LayerNotFoundError, ModelError, PosthocInnError
+from posthoc_inn.errors import LayerNotFoundError, ModelError
 from posthoc_inn.files import plain
 from posthoc_inn.fit import Fit, FitRequest, Plan
 from posthoc_inn.fit.preparing import choose_image_size
@@ -80,28 +79,13 @@ class Run:
         self.model.module.to(self.device)
         self.interpreter = self._interpreter(channels)
         self._check_model()
-        self.concepts, self.held_out_concepts = self._concepts()
         stages = (
             STAGES
             + 2 * self.trains
-            + (self.concepts is not None)
+            + (options.concepts is not None)
             - isinstance(self.interpreter.autoencoder, torch.nn.Module)
         )
         self.reporter = choose_reporter(stages, quiet=options.quiet)
-
-    def _concepts(self) -> tuple[Any, Any]:
-        """Return what --concepts means for the training images, and for the held-out ones where they have it too."""
-        options = self.options
-        if options.concepts is None:
-            return None, None
-        own = {key: value for key, value in options.concept_options}
-        found = as_source(options.concepts, self.images.train, seed=options.seed, options=own)
-        try:
-            aside = as_source(options.concepts, self.images.held_out, seed=options.seed, options=own)
-        except PosthocInnError:
-            aside = None  # a table with rows for the training images alone: fit says so
-        is_own = getattr(found, "extra", None) is not None  # pairs with images of its own know nothing of others
-        return found, None if is_own else aside
 
     def _interpreter(self, channels: int) -> Interpreter:
         options, choice = self.options, self.choice
@@ -148,8 +132,8 @@ class Run:
             steps=options.steps,
             autoencoder_steps=options.autoencoder_steps,
             concept_steps=options.concept_steps,
-            concepts=self.concepts,
-            held_out_concepts=self.held_out_concepts,
+            concepts=options.concepts,
+            concept_options=dict(options.concept_options),
             image_metrics=tuple(options.image_metrics),
             out=options.out,
             resume=options.resume,
