@@ -22,6 +22,7 @@ from posthoc_inn.fit.concepts import BoundConcepts, ConceptFit, bind, check_requ
 from posthoc_inn.fit.events import stage_finished
 from posthoc_inn.fit.parts import FitResult, Parts, checkpoint_of
 from posthoc_inn.fit.plan import Paces, Plan, make_plan
+from posthoc_inn.fit.prediction import settle_prediction
 from posthoc_inn.fit.rehearsal import rehearse
 from posthoc_inn.fit.request import FitRequest
 from posthoc_inn.flows import set_compute_dtype
@@ -68,7 +69,8 @@ class Fit:
         reporter: Reporter,
         budget: int = DEFAULT_BUDGET,
     ) -> None:
-        self.parts, self.request = parts, request
+        self.parts = parts = settle_prediction(parts)
+        self.request = request
         self.reporter = reporter
         self.seconds: dict[str, float] = {}
         self.threads: dict[str, int] = {}
@@ -104,7 +106,8 @@ class Fit:
         """Look at the layer anew: the model was trained after this fit was prepared."""
         parts = self.parts
         images = parts.adapter.to_model(parts.data.first(4).to(parts.device))
-        self.parts = dataclasses.replace(parts, probe=parts.extractor.probe(images))
+        self.parts = settle_prediction(dataclasses.replace(parts, probe=parts.extractor.probe(images)))
+        self._reader.extractor = self.parts.extractor
         self.notes = rehearse(self.parts)
 
     # ---- the stages

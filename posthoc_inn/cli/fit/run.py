@@ -111,6 +111,7 @@ class Run:
                 self.model.module,
                 choice.layer,
                 spec=self.model.spec,
+                prediction_kind=options.prediction_kind,
                 autoencoder=open_autoencoder(options, choice.config, size, channels),
                 preset=choice.config,
                 image_size=size,
@@ -125,7 +126,8 @@ class Run:
     def _check_model(self) -> None:
         """Make sure that the model takes the images, before anything long begins."""
         try:
-            self._predict(self.source.first(2))
+            with torch.no_grad():
+                self.interpreter.extractor.features(self._as_given(self.source.first(2)))
         except ModelError as error:
             advice = (
                 "--input-size"
@@ -169,7 +171,7 @@ class Run:
         if self.trains:
             trained = self._train_classifier()
             fit.probe_again()
-        accuracy = self._accuracy()
+        accuracy = self._accuracy(fit.parts.extractor.kind)
         self.interpreter.learn(fit)
         self._finish(trained, accuracy)
 
@@ -247,9 +249,9 @@ class Run:
             reporter=self.reporter,
         )
 
-    def _accuracy(self) -> dict[str, Any]:
+    def _accuracy(self, kind: str) -> dict[str, Any]:
         """Return the model's accuracy on held-out labels, where it has the same classes; warn when it guesses."""
-        found = model_accuracy(self._predict, self.kept, limit=CHECKED, classes=len(self.images.classes))
+        found = model_accuracy(self._predict, self.kept, limit=CHECKED, classes=len(self.images.classes), kind=kind)
         if found is None:
             return {}
         accuracy, guessing = found["accuracy"], found["chance"]
@@ -268,7 +270,10 @@ class Run:
 
     def _predict(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.interpreter.extractor.predict(apply_spec(images.to(self.device), self.model.spec))
+            return self.interpreter.extractor.predict(self._as_given(images))
+
+    def _as_given(self, images: Tensor) -> Tensor:
+        return apply_spec(images.to(self.device), self.model.spec)
 
     def _save(self) -> None:
         """Write the bundle, and its figures beside it."""
