@@ -27,6 +27,8 @@ FEATURES = frozenset(
     }
 )
 """Operations that features end in, and scores hardly ever."""
+LINEAR = frozenset({"addmm", "mm", "linear", "convolution", "bmm", "matmul"})
+"""Operations that end in logits, even where all happen to lie in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ class Recognised:
         why: What it was recognised by.
         threshold: What a label's value must exceed, where they are labels.
         is_given: Whether the user said so.
-        is_sure: Whether anything speaks for it.
-        doubt: What speaks for something else, a sentence; "" for nothing.
+        is_sure: Whether it can hardly be anything else.
 
     >>> Recognised("classes", "rows sum to 1").kind
     'classes'
@@ -50,7 +51,6 @@ class Recognised:
     threshold: float | None = None
     is_given: bool = False
     is_sure: bool = True
-    doubt: str = ""
 
 
 def is_classification(output: Tensor) -> bool:
@@ -107,6 +107,8 @@ def recognise(output: Tensor, *, head: str = "", labels: Any = None, classes: in
     >>> recognise(torch.nn.functional.normalize(torch.randn(4, 8), dim=1)).kind
     'embedding'
     """
+    if output.ndim == 2 and output.shape[1] == 1:
+        return Recognised("none", "one number an image; as 'multilabel' it is compared as yes or no")
     if not is_classification(output):
         return Recognised("none", f"its shape is {shape_text(output.shape)}, not one row of scores an image")
     values, width = output.detach().double().cpu(), output.shape[1]
@@ -117,9 +119,9 @@ def recognise(output: Tensor, *, head: str = "", labels: Any = None, classes: in
     if bool((values <= 1e-6).all()) and _near(values.exp().sum(1), 1.0):
         return Recognised("classes", "logarithms of probabilities that sum to 1")
     return (
-        _by_label_rows(values, _rows_of(labels, width))
+        _by_label_rows(values, head, _rows_of(labels, width))
         or _by_values(values, head, labels, classes)
-        or Recognised("classes", f"rows of {width} numbers, with nothing to tell what they are", is_sure=False)
+        or Recognised("classes", f"rows of {width} numbers, and nothing tells what they are", is_sure=False)
     )
 
 
@@ -141,14 +143,14 @@ def _rows_of(labels: Any, width: int) -> Tensor | None:
     return None
 
 
-def _by_label_rows(values: Tensor, rows: Tensor | None) -> Recognised | None:
+def _by_label_rows(values: Tensor, head: str, rows: Tensor | None) -> Recognised | None:
     if rows is None:
         return None
     width = values.shape[1]
     if bool((rows >= 0).all()) and _near(rows.sum(1), 1.0):
         return Recognised("classes", f"the data's labels are probabilities of {width} classes")
     if set(rows.unique().tolist()) <= {-1.0, 0.0, 1.0}:
-        return Recognised("multilabel", f"the data has {width} yes-or-no labels too", _threshold(values))
+        return Recognised("multilabel", f"the data has {width} yes-or-no labels too", threshold_of(values, head))
     return Recognised("none", f"the data's labels are rows of {width} numbers too, not classes")
 
 
@@ -166,8 +168,7 @@ def _by_values(values: Tensor, head: str, labels: Any, classes: int | None) -> R
     if width == IMAGENET:
         return Recognised("classes", "as many numbers as ImageNet has classes")
     if head in FEATURES:
-        doubt = f"The model's prediction, {width} numbers, ends in {head.strip('_')}, as features do, and is taken as "
-        return Recognised("embedding", f"it ends in {head.strip('_')}", is_sure=False, doubt=doubt + "an embedding")
+        return Recognised("embedding", f"it ends in {_plain(head)}, as features do", is_sure=False)
     return None
 
 
@@ -183,19 +184,23 @@ def _hits(values: Tensor, labels: Any) -> bool:
     return False
 
 
-def _threshold(values: Tensor) -> float:
+def _plain(head: str) -> str:
+    return head.strip("_").removeprefix("native_").removeprefix("cudnn_").removesuffix("_legit_no_training")
+
+
+def threshold_of(values: Tensor, head: str = "") -> float:
     """Return what a label's value must exceed: 0.5 for probabilities, 0 for logits."""
-    return 0.5 if bool(((values >= 0) & (values <= 1)).all()) else 0.0
+    return 0.5 if head not in LINEAR and bool(((values >= 0) & (values <= 1)).all()) else 0.0
 
 
-def given(kind: str, output: Tensor) -> Recognised:
+def given(kind: str, output: Tensor, head: str = "") -> Recognised:
     """Return a user's word about the prediction (B, ...) of the first images.
 
     Raises:
         ConfigError: The shape is that of something else.
     """
     check_kind(kind, output)
-    threshold = _threshold(output.detach()) if kind == "multilabel" else None
+    threshold = threshold_of(output.detach(), head) if kind == "multilabel" else None
     return Recognised(kind, "as prediction_kind says", threshold, is_given=True)
 
 
@@ -213,7 +218,7 @@ def said(output: Tensor, kind: str, threshold: float | None = None) -> Tensor | 
     if kind == "classes":
         return output.argmax(1).cpu()
     if kind == "multilabel":
-        return (output > (_threshold(output) if threshold is None else threshold)).cpu()
+        return (output > (threshold_of(output) if threshold is None else threshold)).cpu()
     return output.flatten(1).float().cpu() if kind == "embedding" else None
 
 

@@ -106,8 +106,9 @@ def pick(value: Any, which: int | str | None, subject: str, argument: str = "out
     """
     found = leaves(value)
     floats = [leaf for leaf in found if leaf.tensor.is_floating_point()]
+    other = "Pass prediction_kind='none'" if argument == "prediction" else "Choose a layer before it"
     if not found:
-        raise ShapeError(f"{subject} returns {describe(value)}, without a tensor in it; choose another layer.")
+        raise ShapeError(f"{subject} returns {describe(value)}, without a tensor in it. {other}.")
     chosen = found if which is None else _matching(value, which, found)
     if not chosen:
         accepted = f"leave {argument} out" if found[0].path == () else f"pass {options_text(floats, argument)}"
@@ -117,7 +118,7 @@ def pick(value: Any, which: int | str | None, subject: str, argument: str = "out
         kinds = ", ".join(sorted({str(leaf.tensor.dtype) for leaf in chosen}))
         raise ShapeError(
             f"{subject} returns {kinds}; floating-point numbers are needed. "
-            + (f"Pass {options_text(floats, argument)}." if floats else "Choose a layer before it.")
+            + (f"Pass {options_text(floats, argument)}." if floats else f"{other}.")
         )
     if len(chosen_floats) > 1:
         raise ConfigError(

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posthoc_inn.errors import ConfigError
 from posthoc_inn.features.outputs import Recognised, given, recognise
 from posthoc_inn.fit.parts import Parts
 
 LOOKED_AT = 64
 """Images whose predictions are looked at."""
-OTHERWISE = "prediction_kind= (--prediction-kind) says otherwise: classes, multilabel, embedding or none."
+AS = {"classes": "scores of classes", "embedding": "an embedding"}
+OTHERWISE = "prediction_kind= (--prediction-kind) says what it is: classes, multilabel, embedding or none."
 
 
 @torch.no_grad()
@@ -31,25 +33,30 @@ def settle_prediction(parts: Parts) -> Parts:
         found = Recognised("none", "as prediction_kind says", is_given=True)
     elif word == "auto" and extractor.returns_one_each(inputs):
         found = Recognised("none", "the model returns one structure an image, as detectors do")
-    elif word == "auto":
-        labels = batch["labels"]
-        found = recognise(
-            extractor.predict(inputs),
-            head=parts.probe.head,
-            labels=labels,
-            classes=_class_count(parts.data.data, labels),
-        )
     else:
-        found = given(word, extractor.predict(inputs))
+        found = _look(parts, extractor.predict(inputs), len(batch["images"]), batch["labels"])
     return dataclasses.replace(parts, extractor=extractor.of_kind(found), prediction=found)
+
+
+def _look(parts: Parts, output: Tensor, rows: int, labels: Any) -> Recognised:
+    word, head = parts.extractor.prediction_kind, parts.probe.head
+    if output.shape[:1] != (rows,):
+        if word == "auto":
+            return Recognised("none", f"it has not one row an image, but shape {tuple(output.shape)} for {rows}")
+        raise ConfigError(
+            f"prediction_kind={word!r} needs one row an image, and the model's prediction for {rows} images has shape "
+            f"{tuple(output.shape)}; name another tensor with prediction=, or pass prediction_kind='none'."
+        )
+    if word != "auto":
+        return given(word, output, head)
+    return recognise(output, head=head, labels=labels, classes=_class_count(parts.data.data, labels))
 
 
 def doubts(found: Recognised | None) -> list[str]:
     """Return what a user has to know of what was recognised, a sentence each."""
     if found is None or found.is_sure:
         return []
-    doubt = found.doubt or f"The model's prediction is taken as scores of classes: {found.why}"
-    return [f"{doubt}; {OTHERWISE}"]
+    return [f"The model's prediction is taken as {AS[found.kind]}: {found.why}. {OTHERWISE}"]
 
 
 def _class_count(data: Any, labels: Any) -> int | None:
@@ -58,7 +65,8 @@ def _class_count(data: Any, labels: Any) -> int | None:
         named = getattr(data, "classes", None)
         if isinstance(named, (list, tuple)) and named:
             return len(named)
-        data = getattr(data, "dataset", None) or getattr(data, "data", None)
+        inner = getattr(data, "dataset", None)
+        data = getattr(data, "data", None) if inner is None else inner
     if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point() and int(labels.min()) >= 0:
         return int(labels.max()) + 1
     return None

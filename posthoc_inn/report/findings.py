@@ -158,7 +158,8 @@ def _agreement(
         return f"{text} Where nearly all images get one prediction, agreement says little.", "info"
     if overlap is not None:
         return text, _gain(overlap, beside.get("label_overlap_between"))
-    return text, _judge(figures["agreement"], limits)
+    by_itself, beside_others = _judge(figures["agreement"], limits), _gain(figures["agreement"], between)
+    return text, max(by_itself, beside_others, key=("good", "fair", "poor").index)
 
 
 def _samples(metrics: Mapping[str, Any]) -> list[Finding]:

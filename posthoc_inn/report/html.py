@@ -147,8 +147,8 @@ def _limits(content: ReportContent) -> str:
     cosine = faithfulness.get("output_similarity")
     if cosine is not None:
         asked = (
-            f"The model's output for a sample has a cosine similarity of {cosine:.3f} to that for its image. Where it is "
-            "lower, t or the autoencoder misses something that the layer holds."
+            f"The model's output for a sample has a cosine similarity of {cosine:.3f} to that for its image. Where it "
+            "is lower, t or the autoencoder misses something that the layer holds."
         )
     elif says_one_thing(content.metrics):
         asked = "The model predicts the same for all held-out images, so only the features of samples are checked."
