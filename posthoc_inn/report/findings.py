@@ -12,6 +12,8 @@ ERROR = (0.01, 0.03)
 """Squared reconstruction error of images in [-1, 1] that is good, and that is still usable."""
 RECONSTRUCTION_AGREEMENT = (0.95, 0.85)
 SAMPLE_AGREEMENT = (0.90, 0.75)
+ONE_FOR_ALL = "one for all images"
+"""Value of an agreement that says nothing."""
 NEARLY_ALL = 0.95
 """Agreement of different images above which that of samples says little."""
 SIMILARITY_GAIN = (0.75, 0.50)
@@ -187,12 +189,13 @@ def _same_prediction(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> 
     if figures.get("agreement") is None:
         return []
     labels = figures.get("label_overlap") is not None
+    label = "Same labels as the image" if labels else "Same prediction as the image"
     if says_one_thing(metrics):
         meaning = f"The model predicts {'the same labels' if labels else 'one class'} for all held-out images, so how "
         meaning += "often samples get the same prediction says nothing about the layer. The samples of these images do "
         meaning += f"in {percent(figures['agreement'])}. If the model should tell these images apart, look at its "
         meaning += "weights and at how images are normalised."
-        return [Finding("Samples", "Predictions", "the same for all images", meaning, "info")]
+        return [Finding("Samples", label, ONE_FOR_ALL, meaning, "info")]
     beside, status = _agreement(metrics, figures, SAMPLE_AGREEMENT)
     meaning = "How often the model predicts the same for a sample and for the image it was drawn from."
     if labels:
@@ -203,7 +206,7 @@ def _same_prediction(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> 
     return [
         Finding(
             "Samples",
-            "Same labels as the image" if labels else "Same prediction as the image",
+            label,
             percent(figures["agreement"], figures.get("agreement_error")),
             meaning + beside,
             status,

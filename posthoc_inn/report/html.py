@@ -15,7 +15,7 @@ from posthoc_inn.analysis.samples import CONCLUSION, LIMITS
 from posthoc_inn.errors import DataError
 from posthoc_inn.files import replace_file
 from posthoc_inn.report import figures
-from posthoc_inn.report.findings import Finding, findings, percent, says_one_thing
+from posthoc_inn.report.findings import ONE_FOR_ALL, Finding, findings, percent, says_one_thing
 from posthoc_inn.report.pages import Picture, fill, picture_of
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _boxes(found: Sequence[Finding]) -> list[dict[str, str]]:
         {"status": f.status, "value": f.value, "text": text}
         for label, text in KEY.items()
         for f in found
-        if f.label == label
+        if f.label == label and f.value != ONE_FOR_ALL
     ]
 
 

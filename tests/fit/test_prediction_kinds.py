@@ -104,10 +104,10 @@ def test_a_model_that_predicts_one_class_for_all_images_gets_no_verdict(tmp_path
         model.head.bias += 100 * torch.eye(6)[2]
     it = fitted(model)
     assert it.metrics_["faithfulness"]["agreement"] == it.metrics_["faithfulness"]["agreement_between"] == 1
-    told = labels_of(it)
-    assert told["Predictions"].status == "info"
-    assert "predicts one class for all" in told["Predictions"].meaning
-    assert not [label for label in told if label.startswith("Same prediction")]
+    told = labels_of(it)["Same prediction as the image"]
+    assert (told.value, told.status) == ("one for all images", "info")
+    assert "predicts one class for all" in told.meaning
+    assert not [f for f in findings(it.metrics_) if "predict" in f.label and f.status == "good"]
     page = it.report(tmp_path / "report.html").read_text()
     assert "predicts the same for all held-out images" in page
     assert "get the same prediction as their image" not in page
