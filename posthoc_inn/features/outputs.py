@@ -134,10 +134,9 @@ def _rows_of(labels: Any, width: int) -> Tensor | None:
     """Return labels as rows (B, width), where they are as many numbers an image as the prediction has."""
     if isinstance(labels, Mapping):
         columns = [v for v in labels.values() if isinstance(v, Tensor) and v.ndim == 1]
-        # Two names say little: a classifier with two classes would fit them as well.
-        if len(columns) != len(labels) or len(columns) < 3:
+        if len(columns) != len(labels):
             return None
-        labels = torch.stack([c.double() for c in columns], 1)
+        labels = torch.stack([c.double() for c in columns], 1) if columns else None
     if isinstance(labels, Tensor) and labels.ndim == 2 and labels.shape[1] == width:
         return labels.double().cpu()
     return None
@@ -150,6 +149,9 @@ def _by_label_rows(values: Tensor, head: str, rows: Tensor | None) -> Recognised
     if bool((rows >= 0).all()) and _near(rows.sum(1), 1.0):
         return Recognised("classes", f"the data's labels are probabilities of {width} classes")
     if set(rows.unique().tolist()) <= {-1.0, 0.0, 1.0}:
+        # Two say little: a classifier with two classes has as many outputs.
+        if width < 3 and head != "sigmoid":
+            return None
         return Recognised("multilabel", f"the data has {width} yes-or-no labels too", threshold_of(values, head))
     return Recognised("none", f"the data's labels are rows of {width} numbers too, not classes")
 

@@ -39,6 +39,7 @@ YES = (torch.rand(40, 6, generator=torch.Generator().manual_seed(1)) > 0.5).long
         pytest.param(X.sigmoid() * 0.1, {"head": "sigmoid"}, "multilabel", True, id="rare labels after a sigmoid"),
         pytest.param(X, {"head": "addmm", "labels": YES}, "multilabel", True, id="yes-or-no labels"),
         pytest.param(X, {"labels": {str(k): YES[:, k] for k in range(6)}}, "multilabel", True, id="named ones"),
+        pytest.param(X[:, :2], {"labels": YES[:, :2]}, "classes", False, id="two of them, which say little"),
         pytest.param(X, {"labels": X + 1}, "none", True, id="labels that are numbers"),
         pytest.param(X[:, :1], {}, "none", True, id="one number"),
         pytest.param(X.view(40, 6, 1, 1), {}, "none", True, id="a map"),
