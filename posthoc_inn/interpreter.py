@@ -19,7 +19,7 @@ from posthoc_inn.bundle import Bundle, load_bundle, save_bundle
 from posthoc_inn.concepts import ConceptModel, Space
 from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, Precision, preset
 from posthoc_inn.errors import ConfigError, NotFittedError
-from posthoc_inn.features import LayerExtractor
+from posthoc_inn.features import LayerExtractor, PredictionKind
 from posthoc_inn.fit import ConceptFit, Fit, FitRequest, FitResult, Plan, Subject, prepare
 from posthoc_inn.fit.alone import fit_concepts_alone
 from posthoc_inn.fit.events import announced
@@ -51,6 +51,8 @@ class Interpreter:
         call: Which call of a module that is called more than once.
         tokens: Which tokens of a transformer layer: all, class, patches or mean.
         prediction: Which tensor of a model's output is its prediction, when it returns several.
+        prediction_kind: What of predictions is compared, for samples and their images: "classes", "multilabel" (the
+            sets of labels), "embedding" (their cosine), or "none"; "auto" recognises it, and `metrics_` says as what.
         autoencoder: A trained one to share, or the shape of a new one; None for the built-in one.
         concept_model: A trained e to share, over latents of that autoencoder.
         preset: Name of a preset, or a `FitConfig`.
@@ -93,6 +95,7 @@ class Interpreter:
         call: int | None = None,
         tokens: Literal["all", "class", "patches", "mean"] = "all",
         prediction: int | str | None = None,
+        prediction_kind: PredictionKind = "auto",
         autoencoder: nn.Module | AutoencoderConfig | None = None,
         concept_model: ConceptModel | None = None,
         preset: str | FitConfig = "default",
@@ -113,7 +116,16 @@ class Interpreter:
             check_space(concept_model, as_autoencoder(autoencoder).latent_dim)
             self.concept_model_ = concept_model
         self.device, self.precision, self.seed = device, precision, seed
-        self.extractor = LayerExtractor(model, layer, output=output, call=call, tokens=tokens, prediction=prediction)
+        self.prediction_kind = prediction_kind
+        self.extractor = LayerExtractor(
+            model,
+            layer,
+            output=output,
+            call=call,
+            tokens=tokens,
+            prediction=prediction,
+            prediction_kind=prediction_kind,
+        )
 
     # ---- learning
 
@@ -266,7 +278,7 @@ class Interpreter:
         self.autoencoder_: Autoencoder = result.autoencoder
         self.flow_ = result.flow
         self.history_, self.autoencoder_history_ = result.flow_history, result.autoencoder_history
-        self.pipeline_ = parts.pipeline()
+        self.extractor, self.pipeline_ = parts.extractor, parts.pipeline()
         if result.concepts is not None:
             self.concept_model_, self.concept_fit_ = result.concepts.model, result.concepts
 
@@ -676,7 +688,9 @@ class Interpreter:
             raise bundle.wrong_model(model)
         options = dict(bundle.extractor)
         where = choose_device(device, like=model)
+        threshold = options.pop("threshold", None)
         self = cls(model, options.pop("layer"), **options, device=device)
+        self.extractor.threshold = threshold
         self.spec = bundle.adapter.spec if bundle.adapter.normalization is None else None
         self.adapter_ = bundle.adapter
         self.autoencoder_ = as_autoencoder(bundle.autoencoder.to(where).eval())

@@ -100,6 +100,12 @@ class Pipeline:
         return in_chunks(run, images, 128)
 
     @torch.no_grad()
+    def ask(self, images: Tensor) -> Tensor:
+        """Return the same where there is something to compare; (B, 0) for a model without a single prediction."""
+        run = lambda x: self.extractor.features_and_prediction(self.adapter.to_model(x.to(self.device)))[1]  # noqa: E731
+        return in_chunks(run, images, 128)
+
+    @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of z_bar, each (B, D), for the user's tensors (B, C, H, W)."""
         parts = [self.autoencoder.encode(self.adapter.to_images(x.to(self.device))) for x in images.split(CHUNK)]

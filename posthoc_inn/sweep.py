@@ -34,7 +34,7 @@ from posthoc_inn.progress import Reporter
 from posthoc_inn.weights import fingerprint, load_weights
 
 RESULT = "result.json"
-EXTRACTOR = ("output", "call", "tokens", "prediction")
+EXTRACTOR = ("output", "call", "tokens", "prediction", "prediction_kind")
 """Options of `Interpreter` that say what of a layer is looked at."""
 ACCURACY_IMAGES = 10_000
 """Held-out images that the model's accuracy is measured on."""
@@ -133,6 +133,7 @@ def run_job(job: SweepJob, reporter: Reporter | None = None) -> dict[str, Any]:
         "accuracy": _accuracy(interpreter, request.held_out),
         **{k: metrics[k] for k in ("faithfulness", "likelihood", "explained_by_invariances", "autoencoder", "seconds")},
         "concepts": metrics.get("concepts"),
+        "prediction_kind": metrics.get("prediction_kind"),
     }
     with writing(out / RESULT):
         replace_file(out / RESULT, json.dumps(result, indent=1))
@@ -157,7 +158,9 @@ def _accuracy(interpreter: Interpreter, held_out: Any) -> float | None:
     if isinstance(held_out, float | int):
         return None
     source = BatchSource(held_out, batch_size=250)
-    found = model_accuracy(interpreter.pipeline.predict, source, limit=ACCURACY_IMAGES, classes=None)
+    pipeline = interpreter.pipeline
+    kind = pipeline.extractor.kind
+    found = model_accuracy(pipeline.predict, source, limit=ACCURACY_IMAGES, classes=None, kind=kind)
     return None if found is None else float(found["accuracy"])
 
 

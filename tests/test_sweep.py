@@ -97,6 +97,8 @@ def test_tables_and_figures_show_every_point(swept):
     assert "accuracy" not in embedding.table()
     assert "agreement" not in embedding.table()
     assert len(embedding.table().splitlines()) == 4
+    points = tuple(dataclasses.replace(p, output_similarity=0.9876) for p in embedding.points)
+    assert "| 0.988 |" in dataclasses.replace(embedding, points=points).table()
     figure = result.figure()
     assert max(figure.axes[0].get_yticks()) <= 100
     assert {t.get_text() for t in figure.axes[0].get_legend().get_texts()} >= {"digit", "background"}

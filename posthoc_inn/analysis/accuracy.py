@@ -24,6 +24,7 @@ def model_accuracy(
     *,
     limit: int = LIMIT,
     classes: int | None = 0,
+    kind: str = "auto",
 ) -> dict[str, Any] | None:
     """Return the share of images that a model gets right.
 
@@ -34,6 +35,7 @@ def model_accuracy(
         classes: How many classes the data has, as far as it is known; labels may show more. The model must have as
             many: another number means other classes. None asks every model that has a score for each label, and takes,
             of several labels with names, the first that is a class.
+        kind: What the prediction is, as `LayerExtractor.kind` knows; other kinds than classes have no accuracy.
 
     Returns:
         `accuracy`, the share; `chance`, what naming the most frequent class would reach; `images`, how many were
@@ -43,6 +45,8 @@ def model_accuracy(
     >>> model_accuracy(lambda images: torch.tensor([[1.0, 0.0]]).expand(len(images), 2), source)
     {'accuracy': 0.25, 'chance': 0.75, 'images': 4}
     """
+    if kind not in ("auto", "classes"):
+        return None
     hits = width = 0
     seen: list[Tensor] = []
     for batch in source.batches(draw=0):

@@ -13,6 +13,7 @@ from posthoc_inn.analysis.adversarial import Attack, attack_images, check_labels
 from posthoc_inn.analysis.comparable import (
     as_given,
     check_comparable,
+    check_gives_classes,
     class_name,
     classify,
     contexts,
@@ -252,6 +253,7 @@ def attack_view(
         PluginError: captum is not installed.
     """
     first = check_comparable(pipelines, "attack_view")
+    check_gives_classes(first, "attack_view")
     attack = Attack.of(method, epsilon, steps, step_size, target is not None, seed)
     if labels is not None and target is not None:
         raise ConfigError("attack_view: give labels (to lead away from) or target (to lead towards), not both.")

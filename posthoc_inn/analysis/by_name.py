@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from posthoc_inn import analysis
+from posthoc_inn.analysis.comparable import check_gives_classes
 from posthoc_inn.analysis.samples import class_names_of
 from posthoc_inn.concepts import RANDOM, ConceptModel
 from posthoc_inn.errors import ConfigError, DataError, Problems
@@ -162,6 +163,7 @@ def response_map(interpreter: Fitted, data: Any, *, seed: int, images: int = 500
     """IIN fig. 10: walks in the first concepts among the latents of images, coloured by the model's prediction."""
     given = images_of(data, images, seed=seed, least=4)
     pipeline, concepts = interpreter.pipeline, interpreter.concept_model
+    check_gives_classes(pipeline, "The map of a response")
     output = pipeline.predict(given)
     if not is_classification(output):
         raise DataError(

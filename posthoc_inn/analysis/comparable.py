@@ -111,6 +111,20 @@ def log_probabilities(output: Tensor) -> Tensor:
     return scores.log_softmax(1)
 
 
+def check_gives_classes(pipeline: Pipeline, subject: str) -> None:
+    """Check that nothing is known of the model's prediction but that it is scores of classes.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    kind = pipeline.extractor.kind
+    if kind not in ("auto", "classes"):
+        raise ConfigError(
+            f"{subject} needs a model that gives class scores, and this one's prediction is taken as {kind!r}. Fit it "
+            "with prediction_kind='classes' if that is wrong, or use an analysis that needs no classes."
+        )
+
+
 def classify(output: Tensor, subject: str) -> tuple[Tensor, Tensor]:
     """Return the predicted class (B,) and its probability (B,) of a model's output, on the CPU.
 

@@ -13,7 +13,7 @@ from posthoc_inn.analysis.editing import Names, listed_factors, swap
 from posthoc_inn.analysis.results import Result, share_with_error
 from posthoc_inn.concepts import RANDOM, ConceptModel
 from posthoc_inn.errors import ConfigError, ShapeError
-from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.features.outputs import same
 from posthoc_inn.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class EditedConcept(Result):
 
     Attributes:
         name: The concept.
-        kept: Share of edits for which it predicts what it predicts for the image's reconstruction; None where it is no
-            classifier.
+        kept: Share of edits for which it predicts what it predicts for the image's reconstruction, the class or the
+            set of labels; None where it predicts neither.
         kept_error: Its standard error over images.
         taken: Share, of pairs with different predictions, for which it predicts what it predicts for the source.
         taken_error: Its standard error.
@@ -127,10 +127,11 @@ def _named(concepts: ConceptModel, names: Names) -> list[str]:
 
 
 def _asked(pipeline: Pipeline, latents: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the pictures of latents, and the model's class for each."""
+    """Return the pictures of latents, and the model's class, or set of labels, for each."""
     pictures = pipeline.decode(latents)
     output = pipeline.ask_model(pictures)[1]
-    return pictures.cpu(), output.argmax(1).cpu() if is_classification(output) else None
+    said = pipeline.extractor.said(output)
+    return pictures.cpu(), None if said is None or said.is_floating_point() else said
 
 
 def _verdict(
@@ -143,9 +144,9 @@ def _verdict(
     change = float((pictures - plain[0]).square().mean())
     if classes is None or plain[1] is None or source is None:
         return EditedConcept(name, None, None, None, None, change)
-    kept = share_with_error((classes == plain[1]).double().tolist())
-    differ = plain[1] != source
+    kept = share_with_error(same(classes, plain[1]).double().tolist())
+    differ = ~same(plain[1], source)
     taken: tuple[float | None, float | None] = (None, None)
     if int(differ.sum()) >= 2:
-        taken = share_with_error((classes == source)[differ].double().tolist())
+        taken = share_with_error(same(classes, source)[differ].double().tolist())
     return EditedConcept(name, kept[0], kept[1], taken[0], taken[1], change)

@@ -1,8 +1,12 @@
-"""Do samples look the same to the model? Agreement of predictions, and similarity of features."""
+"""Do samples look the same to the model? Agreement of predictions, and similarity of features.
+
+What is compared of predictions depends on their kind: classes, sets of labels, or embeddings by their cosine.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from posthoc_inn.analysis.results import Result, share_with_error
-from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.features.outputs import overlap, same
 from posthoc_inn.pipeline import Pipeline
 
 PICTURES = 256
@@ -22,14 +26,22 @@ class Faithfulness(Result):
     """How well pictures keep what the model sees.
 
     Attributes:
-        agreement: Share of samples for which the model predicts what it predicts for the image; nan when the model's
-            output is not a row of class scores.
+        agreement: Share of samples for which the model predicts what it predicts for the image: the same class, or
+            exactly the same set of labels; nan for predictions that are neither.
         agreement_error: Its standard error over images.
         similarity: Cosine similarity of Φ(sample) to z.
         similarity_error: Its standard error over images.
         similarity_between: Cosine similarity of z between different images: what no faithfulness would give.
         images: Held-out images used.
         samples: Samples per image.
+        agreement_between: Agreement of predictions for different images: 1 where the model says the same of all, so
+            that agreement tells nothing.
+        label_overlap: Of sets of labels: their mean Jaccard index; nan for other predictions.
+        label_overlap_between: The same between different images.
+        output_similarity: Of embeddings: cosine similarity of the output for a sample to that for its image; nan for
+            other predictions.
+        output_similarity_error: Its standard error over images.
+        output_similarity_between: The same between different images.
     """
 
     agreement: float
@@ -39,6 +51,12 @@ class Faithfulness(Result):
     similarity_between: float
     images: int
     samples: int
+    agreement_between: float = math.nan
+    label_overlap: float = math.nan
+    label_overlap_between: float = math.nan
+    output_similarity: float = math.nan
+    output_similarity_error: float = math.nan
+    output_similarity_between: float = math.nan
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -57,7 +75,8 @@ class Asked:
         self.pipeline, self.per_image = pipeline, per_image
         self._cosine: list[Tensor] = []
         self._between: list[Tensor] = []
-        self._same: list[Tensor] = []
+        self._own: list[Tensor] = []
+        self._said: list[Tensor] = []
         self._first: Tensor | None = None
         self._last: Tensor | None = None
 
@@ -70,9 +89,10 @@ class Asked:
         before = z[:0] if self._last is None else self._last
         self._between.append(_cosine(torch.cat([before, z[:-1]]), z if len(before) else z[1:]))
         self._first, self._last = z[:1] if self._first is None else self._first, z[-1:]
-        if prediction is not None and is_classification(output):
-            same = (output.argmax(1).cpu() == prediction[owner.cpu()]).double()
-            self._same.append(same.reshape(-1, self.per_image).mean(dim=1))
+        said = None if prediction is None else self.pipeline.extractor.said(output)
+        if prediction is not None and said is not None:
+            self._own.append(prediction)
+            self._said.append(said)
 
     def result(self) -> Faithfulness:
         """Return what was found of all of them."""
@@ -80,12 +100,16 @@ class Asked:
             self._between.append(_cosine(self._last, self._first))
         cosine = torch.cat(self._cosine)
         similarity, similarity_error = share_with_error(cosine.tolist())
-        agreement = agreement_error = math.nan
-        if self._same:
-            agreement, agreement_error = share_with_error(torch.cat(self._same).tolist())
-        between = float(torch.cat(self._between).mean())
+        compared: dict[str, float] = {}
+        if self._own:
+            compared = compare_predictions(torch.cat(self._own), torch.cat(self._said), self.per_image)
         return Faithfulness(
-            agreement, agreement_error, similarity, similarity_error, between, len(cosine), self.per_image
+            similarity=similarity,
+            similarity_error=similarity_error,
+            similarity_between=float(torch.cat(self._between).mean()),
+            images=len(cosine),
+            samples=self.per_image,
+            **{"agreement": math.nan, "agreement_error": math.nan, **compared},
         )
 
 
@@ -98,12 +122,46 @@ def compare_with_model(
         pipeline: The fitted parts.
         images: Canonical pictures (B * per_image, C, H, W), those of one image together.
         z: The images' own representations (B, *z_shape).
-        prediction: The images' predicted classes (B,), or None when the model is no classifier.
+        prediction: What is compared of the model's predictions for the images: classes (B,), sets of labels (B, L),
+            embeddings (B, ...); None for nothing.
         per_image: Pictures per image.
     """
     asked = Asked(pipeline, per_image)
     asked.add(images, z, prediction)
     return asked.result()
+
+
+def compare_predictions(own: Tensor, said: Tensor, per_image: int) -> dict[str, float]:
+    """Compare what the model says of pictures with what it says of the images they were made for.
+
+    Args:
+        own: Of the images: classes (B,), sets of labels (B, L), boolean, or embeddings (B, ...).
+        said: The same of the pictures, B * per_image rows, those of one image together.
+        per_image: Pictures per image.
+
+    Returns:
+        Fields of `Faithfulness`, those of different images included where there are two.
+
+    >>> compare_predictions(torch.tensor([1, 2]), torch.tensor([1, 1, 2, 0]), 2)["agreement"]
+    0.75
+    """
+    owner = own.repeat_interleave(per_image, 0)
+    several = len(own) > 1
+
+    def figures(compare: Callable[[Tensor, Tensor], Tensor], name: str, *, with_error: bool = True) -> dict[str, float]:
+        rows = compare(said, owner).double().reshape(-1, per_image).mean(dim=1)
+        value, error = share_with_error(rows.tolist())
+        found = {name: value, f"{name}_between": math.nan}
+        if with_error:
+            found[f"{name}_error"] = error
+        if several:
+            found[f"{name}_between"] = float(compare(own, own.roll(1, 0)).double().mean())
+        return found
+
+    if own.is_floating_point():
+        return figures(_cosine, "output_similarity")
+    found = figures(same, "agreement")
+    return found if own.ndim == 1 else {**found, **figures(overlap, "label_overlap", with_error=False)}
 
 
 @torch.no_grad()
@@ -115,7 +173,7 @@ def faithfulness(
     Args:
         pipeline: The fitted parts.
         z: Representations of held-out images (B, *z_shape).
-        prediction: The model's classes for these images (B,), or None.
+        prediction: What is compared of the model's predictions for these images, see `compare_with_model`; or None.
         samples: N, pictures per image.
         seed: Seed of v.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,11 +30,14 @@ class AutoencoderQuality(Result):
     Attributes:
         error: Mean squared error of held-out reconstructions, images in [-1, 1], at draws of the encoder.
         kl: KL of the encoder to N(0, 1), in nats per image.
-        agreement: Share of reconstructions for which the model predicts what it predicts for the image.
+        agreement: Share of reconstructions for which the model predicts what it predicts for the image, see
+            `Faithfulness`, like the last two.
         agreement_error: Its standard error.
         similarity: Cosine similarity of Φ(reconstruction) to z.
         images: Held-out images used for agreement and similarity.
         image_metrics: Name -> value, standard error and which way is better, of each metric that was asked for.
+        label_overlap: Mean Jaccard index of the sets of labels; nan for other predictions.
+        output_similarity: Cosine similarity of embeddings; nan for other predictions.
     """
 
     error: float
@@ -43,6 +47,8 @@ class AutoencoderQuality(Result):
     similarity: float
     images: int
     image_metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    label_overlap: float = math.nan
+    output_similarity: float = math.nan
 
 
 @torch.no_grad()
@@ -53,7 +59,7 @@ def autoencoder_quality(
 
     Args:
         pipeline: The fitted parts.
-        held_out: Cache with images, z, mean, std, and prediction when the model is a classifier.
+        held_out: Cache with images, z, mean, std, and prediction where predictions are compared.
         image_metrics: Registered image metrics to measure by too.
         limit: Images used at the most.
         seed: Seed of the encoder's noise.
@@ -80,11 +86,13 @@ def autoencoder_quality(
         similarity=found.similarity,
         images=len(index),
         image_metrics=measure_image_metrics(image_metrics, *pairs) if image_metrics else {},
+        label_overlap=found.label_overlap,
+        output_similarity=found.output_similarity,
     )
 
 
 def predictions(cache: Cache, rows: int) -> torch.Tensor | None:
-    """Return the model's classes for the first cached images (rows,), or None when it is no classifier."""
+    """Return what is compared of the predictions for the first cached images, (rows, ...), or None for nothing."""
     return cache["prediction"].rows(torch.arange(rows)) if "prediction" in cache else None
 
 

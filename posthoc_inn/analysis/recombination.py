@@ -15,7 +15,6 @@ from posthoc_inn.analysis.comparable import ROWS, as_given, class_name, classify
 from posthoc_inn.analysis.results import Result, share_with_error
 from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.errors import ConfigError, ShapeError
-from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.images.adapter import InputAdapter
 from posthoc_inn.images.spec import check_canonical
 from posthoc_inn.pipeline import Pipeline
@@ -148,8 +147,8 @@ def recombine(
     columns = rows if v_of is None else as_given(adapter, to_canonical(adapter, v_of))
     row_context = contexts(pipeline, rows)
     v = _ignored(pipeline, columns)
-    outputs = [pipeline.predict(part) for part in (rows, columns)]
-    is_classifier = is_classification(outputs[0])
+    outputs = [pipeline.ask(part) for part in (rows, columns)]
+    is_classifier = pipeline.extractor.kind_of(outputs[0]) == "classes"
     row_class, column_class = (classify(o, "recombine")[0] for o in outputs) if is_classifier else (None, None)
     column_z = torch.cat([_flat(pipeline, part) for part in columns.split(ROWS)])
     apart = _different(rows, columns)

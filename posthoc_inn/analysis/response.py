@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from posthoc_inn.analysis.comparable import check_gives_classes
 from posthoc_inn.analysis.editing import Names, factor_columns, listed_factors
 from posthoc_inn.analysis.results import Result, by_name, share_with_error
 from posthoc_inn.concepts import ConceptModel
@@ -228,7 +229,8 @@ def response(
 
     Raises:
         ShapeError: The output is no row of class scores an image, or `x` or z has another shape than e takes.
-        ConfigError: `x` is empty, or `images`, `steps` or `correlation` is out of range.
+        ConfigError: The model's prediction is known to be something else than class scores, `x` is empty, or an
+            argument is out of range.
         UnknownNameError: There is no such factor.
     """
     if images < 1 or not len(x):
@@ -364,6 +366,7 @@ def _reader(model: Pipeline | Head, concepts: ConceptModel, x: Tensor) -> tuple[
         head = model
         return _chunked(lambda rows, _: head(rows)), x, "a given function of " + concepts.space, None
     pipeline = model
+    check_gives_classes(pipeline, "The response analysis")
     if concepts.space == "z_bar":
         ask = lambda rows, _: pipeline.ask_model(pipeline.decode(rows))[1]  # noqa: E731
         return _chunked(ask), pipeline.encode(x)[0], "the decoder and then the whole model", None

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from posthoc_inn import drawing
+from posthoc_inn.analysis.faithfulness import compare_predictions
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.errors import ConfigError
-from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -35,15 +35,18 @@ class Samples(Result):
         images: B, images that were sampled for.
         samples: N, samples of each.
         seed: Of v.
-        agreement: Share of samples for which the model predicts what it predicts for the image; None where it is no
-            classifier.
+        agreement: Share of samples for which the model predicts what it predicts for the image, the class or exactly
+            the set of labels; None where it predicts neither.
         names: Of the images, such as their files; empty for none.
-        predictions: Name of the class that the model predicts for each image; empty where it is no classifier.
-        sample_predictions: The same for each sample, B rows of N, "" where it is the image's; empty where the model is
-            no classifier.
+        predictions: Name of the class, or of the labels, that the model predicts for each image; empty where it
+            predicts neither.
+        sample_predictions: The same for each sample, B rows of N, "" where it is the image's; or empty.
         inputs: The images as the autoencoder sees them, (B, C, H, W) in [0, 1].
         reconstructions: D(E(x)), (B, C, H, W).
         pictures: The samples, (B, N, C, H, W).
+        prediction_kind: What of predictions is compared: "classes", "multilabel", "embedding" or "none".
+        label_overlap: Mean Jaccard index of sets of labels; None for other predictions.
+        output_similarity: Mean cosine similarity of the outputs, for embeddings; None for other predictions.
     """
 
     images: int
@@ -56,6 +59,9 @@ class Samples(Result):
     inputs: Tensor = field(repr=False, compare=False)
     reconstructions: Tensor = field(repr=False, compare=False)
     pictures: Tensor = field(repr=False, compare=False)
+    prediction_kind: str = "classes"
+    label_overlap: float | None = None
+    output_similarity: float | None = None
 
     @property
     def row_labels(self) -> list[str]:
@@ -83,7 +89,12 @@ class Samples(Result):
     @property
     def caption(self) -> str:
         """What it shows, what to conclude, and what not."""
-        if self.agreement is None:
+        if self.output_similarity is not None:
+            asked = (
+                f"The model's output for these samples has a cosine similarity of {self.output_similarity:.3f} to that "
+                "for their image."
+            )
+        elif self.agreement is None:
             asked = "The model is no classifier, so its predictions for the samples are not compared."
         else:
             asked = (
@@ -141,28 +152,40 @@ def samples(
         raise ConfigError(f"Give a name for each image or none, got {len(names)} for {len(images)} images.")
     v = torch.randn(len(images), n, pipeline.latent_dim, generator=torch.Generator().manual_seed(seed))
     drawn = pipeline.pictures(pipeline.sample_latents(pipeline.context(pipeline.features(images)), v)).cpu()
-    output = pipeline.predict(images)
+    output = pipeline.ask(images)
     predictions: tuple[str, ...] = ()
     differing: tuple[tuple[str, ...], ...] = ()
-    agreement = None
-    if is_classification(output):
-        count = output.shape[1]
-        known = [str(k) for k in (class_names if len(class_names) == count else range(count))]
-        own = output.argmax(1).cpu()
-        asked = pipeline.ask_model(drawn.flatten(0, 1))[1].argmax(1).cpu().reshape(len(images), n)
-        agreement = float((asked == own[:, None]).double().mean())
-        predictions = tuple(known[k] for k in own.tolist())
-        rows = zip(own.tolist(), asked.tolist(), strict=True)
-        differing = tuple(tuple("" if k == label else known[k] for k in row) for label, row in rows)
+    compared: dict[str, float] = {}
+    own = pipeline.extractor.said(output)
+    if own is not None:
+        asked = pipeline.extractor.said(pipeline.ask_model(drawn.flatten(0, 1))[1])
+        compared = {} if asked is None else compare_predictions(own, asked, n)
+        if asked is not None and not own.is_floating_point():
+            count = output.shape[1]
+            known = [str(k) for k in (class_names if len(class_names) == count else range(count))]
+            predictions = tuple(_named(row, known) for row in own)
+            named = [_named(row, known) for row in asked]
+            rows = (zip(named[k * n : k * n + n], [name] * n, strict=True) for k, name in enumerate(predictions))
+            differing = tuple(tuple("" if text == name else text for text, name in row) for row in rows)
     return Samples(
         images=len(images),
         samples=n,
         seed=seed,
-        agreement=agreement,
+        agreement=compared.get("agreement"),
         names=tuple(map(str, names)),
         predictions=predictions,
         sample_predictions=differing,
         inputs=pipeline.adapter.to_images(images.to(pipeline.device)).cpu(),
         reconstructions=pipeline.decode(pipeline.encode(images)[0]).cpu(),
         pictures=drawn,
+        prediction_kind=pipeline.extractor.kind_of(output),
+        label_overlap=compared.get("label_overlap"),
+        output_similarity=compared.get("output_similarity"),
     )
+
+
+def _named(said: Tensor, names: Sequence[str]) -> str:
+    """Return the name of a class, or the names of a set of labels (L,), boolean."""
+    if said.ndim == 0:
+        return names[int(said)]
+    return ", ".join(names[k] for k in said.nonzero().flatten().tolist()) or "no label"

@@ -28,9 +28,10 @@ class SweepPoint(Result):
         layer: The layer.
         accuracy: Of the model, on held-out images; None where it has none.
         held_out: Nats of t on held-out images.
-        agreement: Share of samples that the model classifies as their image.
+        agreement: Share of samples for which the model predicts the class, or exactly the labels, of their image.
         explained_by_invariances: MSC eq. 19.
         concepts: Name -> {total_effect, first_order, interaction} of z (MSC eq. 20), with their errors.
+        output_similarity: Cosine similarity of the model's output for samples to that for their image, of embeddings.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SweepPoint(Result):
     agreement: float | None
     explained_by_invariances: float
     concepts: Mapping[str, Mapping[str, Any]]
+    output_similarity: float | None = None
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> SweepPoint:
@@ -55,6 +57,7 @@ class SweepPoint(Result):
             agreement=result["faithfulness"]["agreement"],
             explained_by_invariances=result["explained_by_invariances"]["value"],
             concepts={c["name"]: c for c in relevance["concepts"]},
+            output_similarity=result["faithfulness"].get("output_similarity"),
         )
 
 
@@ -119,6 +122,8 @@ class SweepResult(Result):
         columns["explained by v"] = [_percent(p.explained_by_invariances) for p in self.points]
         columns["t, nats"] = [f"{p.held_out:.1f}" for p in self.points]
         columns["agreement"] = [_percent(p.agreement) for p in self.points]
+        similar = [p.output_similarity for p in self.points]
+        columns["cosine of outputs"] = ["" if s is None else f"{s:.3f}" for s in similar]
         # A column without any value says nothing: not every model is a classifier.
         columns = {title: cells for title, cells in columns.items() if any(cells)}
         rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]

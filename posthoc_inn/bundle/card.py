@@ -85,14 +85,24 @@ def _figures(metrics: Mapping[str, Any]) -> list[str]:
         return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
     agreement, similarity = number("faithfulness", "agreement"), number("faithfulness", "similarity")
+    alike, alike_between = (number("faithfulness", f"output_similarity{k}") for k in ("", "_between"))
+    same_for_all = number("faithfulness", "agreement_between") == 1
+    is_none = metrics.get("prediction_kind") == "none"
     between = number("faithfulness", "similarity_between")
     nats, normal = number("likelihood", "held_out"), number("likelihood", "standard_normal")
     floor, share = number("likelihood", "noise_floor"), number("explained_by_invariances", "value")
     error, rebuilt = number("autoencoder", "error"), number("autoencoder", "agreement")
+    rebuilt = None if same_for_all else rebuilt
     verdict = metrics.get("likelihood", {}).get("verdict") if isinstance(metrics.get("likelihood"), Mapping) else None
     lines = [
+        is_none and "the model's predictions are not compared",
+        same_for_all and "the model predicts the same for all held-out images, so that agreement says nothing",
         agreement is not None
+        and not same_for_all
         and f"the model predicts for {agreement:.1%} of the samples what it predicts for the image",
+        alike is not None
+        and f"the model's output for a sample has a cosine similarity of {alike:.3f} to that for the image"
+        + (f"; different images have {alike_between:.3f}" if alike_between is not None else ""),
         similarity is not None
         and f"z of a sample has a cosine similarity of {similarity:.3f} to z of its image"
         + (f"; different images have {between:.3f}" if between is not None else ""),

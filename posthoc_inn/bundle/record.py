@@ -14,16 +14,18 @@ from posthoc_inn.bundle.members import DIGESTED, METRICS_FILE, MODEL_FILE, WEIGH
 from posthoc_inn.concepts import RESIDUAL, ConceptModel
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, Config, FlowConfig, ImageSpec
 from posthoc_inn.errors import BundleError, ConfigError, Problems
+from posthoc_inn.features import PredictionKind
 from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.images import Normalization
 from posthoc_inn.images.adapter import MODEL_DTYPES, InputAdapter
 from posthoc_inn.weights import describe_tensors, fingerprint
 
 FORMAT = "posthoc-inn-bundle"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda data: {**data, "concepts": None, "is_flow_on_concepts": False},  # format 1 knew no e
     2: lambda data: {**data, "concepts": data.get("concepts") and {**data["concepts"], "aligned": False}},
+    3: lambda data: data,  # format 3 went by the shape of the prediction, as "auto" does
 }
 """From each older version of bundle.json to the next one."""
 MAX_TEXT = 1000
@@ -137,6 +139,8 @@ class ExtractorRecord(Config):
     call: int | None = None
     tokens: Literal["all", "class", "patches", "mean"] = "all"
     prediction: int | str | None = None
+    prediction_kind: PredictionKind = "auto"
+    threshold: float | None = None
 
     def _check(self, problems: Problems) -> None:
         for text in (self.layer, self.output, self.prediction):

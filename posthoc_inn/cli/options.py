@@ -169,6 +169,13 @@ def training_options(command: F) -> F:
     return options(
         click.option("--draws", type=click.IntRange(min=1), help="Passes over randomly augmented data, each other."),
         click.option(
+            "--prediction-kind",
+            type=click.Choice(["auto", "classes", "multilabel", "embedding", "none"]),
+            default="auto",
+            show_default=True,
+            help="What the model gives, and so what is compared for samples and images; auto recognises it.",
+        ),
+        click.option(
             "--autoencoder", metavar="NAME|BUNDLE", help="A registered one, or a bundle to share the autoencoder of."
         ),
         click.option("--preset", type=click.Choice(preset_names()), help="Sizes and steps of everything."),

@@ -69,6 +69,13 @@ def command(
                 f"The model predicts for {100 * result['agreement']:.0f} % of the samples what it predicts for the "
                 "image."
             )
+        if result["output_similarity"] is not None:
+            click.echo(
+                f"The model's output for the samples has a cosine similarity of {result['output_similarity']:.3f} to "
+                "that for their image."
+            )
+        if result["prediction_kind"] == "none":
+            click.echo("The model's predictions for the samples are not compared.")
 
 
 def draw(
@@ -89,6 +96,9 @@ def draw(
         "out": str(out),
         "layer": stored.extractor["layer"],
         "samples": count,
+        "prediction_kind": found.prediction_kind,
         "agreement": found.agreement,
+        "label_overlap": found.label_overlap,
+        "output_similarity": found.output_similarity,
         "images": [{"file": str(p), "prediction": k} for p, k in zip(paths, predictions, strict=True)],
     }

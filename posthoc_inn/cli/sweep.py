@@ -140,6 +140,8 @@ def _run(given: dict[str, Any]) -> SweepResult:
         parts = _parts(given, next(iter(models.values()))[2]["spec"], None)
     else:
         model, spec, stored = _model(given)
+        if stored is not None and given["prediction_kind"] == "auto":
+            given["prediction_kind"] = stored.extractor.get("prediction_kind", "auto")
         parts = _parts(given, spec, stored)
     common: dict[str, Any] = {
         "held_out": parts.images.held_out,
@@ -152,6 +154,7 @@ def _run(given: dict[str, Any]) -> SweepResult:
         "image_size": parts.size,
         "device": given["device"],
         "precision": given["precision"],
+        "prediction_kind": given["prediction_kind"],
         "seed": given["seed"],
     }
     common["autoencoder"] = parts.autoencoder

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from posthoc_inn.features.extractor import LayerExtractor, Probe
+from posthoc_inn.features.extractor import LayerExtractor
 from posthoc_inn.features.guard import Snapshot, snapshot, untouched
 from posthoc_inn.features.layers import LayerInfo, list_layers, resolve_layer
-from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.features.outputs import PredictionKind, is_classification
+from posthoc_inn.features.probe import Probe
 
 __all__ = [
     "LayerExtractor",
     "LayerInfo",
+    "PredictionKind",
     "Probe",
     "Snapshot",
     "is_classification",

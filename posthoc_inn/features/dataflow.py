@@ -24,6 +24,14 @@ except ImportError:
             raise NotImplementedError("This version of torch does not let its operations be followed.")
 
 
+_PASSED_THROUGH = frozenset(
+    {
+        *("alias", "view", "unsafe_view", "reshape", "squeeze", "unsqueeze", "clone", "detach", "contiguous"),
+        *("select", "slice", "t", "transpose", "permute", "expand", "to_copy"),
+        *("mean", "adaptive_avg_pool2d", "avg_pool2d"),
+    }
+)
+"""Operations after which a result is what it was before: scores stay scores, and features features."""
 _READS_BACK = frozenset({"_local_scalar_dense", "is_nonzero", "equal"})
 
 
@@ -165,6 +173,20 @@ class DataFlow(TorchDispatchMode):
             f"{module} ({operation.rstrip('_')})" if module else operation.rstrip("_") for module, operation in joins
         ]
         return list(dict.fromkeys(named))
+
+    def made_by(self, nodes: set[int]) -> str:
+        """Name the operation that made a result, views, copies and means left aside; "" where there is none.
+
+        >>> x = Tensor([[1.0, 2.0]])
+        >>> with DataFlow([x]) as flow:
+        ...     y = x.sigmoid()[:, :1].view(1)
+        >>> flow.made_by(flow.nodes_of([y]))
+        'sigmoid'
+        """
+        node = max(nodes, default=-1)
+        while node >= 0 and self.places[node][1].strip("_") in _PASSED_THROUGH and self.parents[node]:
+            node = max(self.parents[node])
+        return self.places[node][1].rstrip("_") if node >= 0 else ""
 
     def is_sure(self, layer: set[int]) -> bool:
         """Say whether no value of the inputs was read into Python (`.item()`, `if tensor`) around `layer`."""

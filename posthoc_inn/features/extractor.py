@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,38 +21,13 @@ from posthoc_inn.features.layers import (
     parents_of,
     resolve_layer,
 )
+from posthoc_inn.features.outputs import KINDS, PredictionKind, Recognised, is_classification, is_one_each, said
+from posthoc_inn.features.probe import Probe
 from posthoc_inn.features.structure import pick, put, shape_text
 from posthoc_inn.features.tracing import Call, Trace, predicted, trace
 
 Tokens = Literal["all", "class", "patches", "mean"]
 Inputs = Any
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What one look at a layer found; the model is as it was.
-
-    Attributes:
-        z_shape: Shape of z without the batch: (N,), (T, N) or (C, H, W).
-        dtype: Number type of z.
-        calls: How often the layer's module is called in one pass.
-        is_cut: Whether f = Ψ ∘ Φ holds: the output depends on the image only through z; None where unknown.
-        around: Where the image reaches the output around the layer: ``"layer3.0 (add)"``; empty for a true
-            cut.
-        output_shape: Shape of the prediction without the batch; None where `predict` would need to be told.
-        note: The same in words; empty for a true cut.
-
-    >>> Probe((8,), torch.float32, 1, True, (), (3,), "").is_cut
-    True
-    """
-
-    z_shape: tuple[int, ...]
-    dtype: torch.dtype
-    calls: int
-    is_cut: bool | None
-    around: tuple[str, ...]
-    output_shape: tuple[int, ...] | None
-    note: str
 
 
 class LayerExtractor:
@@ -73,6 +48,9 @@ class LayerExtractor:
             prefix tokens, of which there are `model.num_prefix_tokens`, or 1 without such an attribute), or
             the "mean" over all T.
         prediction: Which tensor of the model's output is the prediction, when it returns several.
+        prediction_kind: What the prediction is: scores of "classes", "multilabel" scores, an "embedding", or "none",
+            nothing to compare; "auto" goes by its shape until `of_kind` says what was recognised.
+        threshold: What a label's value must exceed; None for 0.5 where all lie in [0, 1], else 0.
 
     Raises:
         LayerNotFoundError: There is no such layer.
@@ -99,6 +77,8 @@ class LayerExtractor:
         call: int | None = None,
         tokens: Tokens = "all",
         prediction: int | str | None = None,
+        prediction_kind: PredictionKind = "auto",
+        threshold: float | None = None,
     ) -> None:
         problems = Problems("LayerExtractor")
         problems.check(isinstance(model, nn.Module), f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -110,6 +90,10 @@ class LayerExtractor:
             f"tokens must be one of {', '.join(map(repr, get_args(Tokens)))}, got {tokens!r}",
         )
         problems.check(_is_key(prediction), f"prediction must be an index, a key or None, got {prediction!r}")
+        problems.check(
+            isinstance(prediction_kind, str) and prediction_kind in KINDS,
+            f"prediction_kind must be one of {', '.join(map(repr, KINDS))}, got {prediction_kind!r}",
+        )
         problems.raise_if_any()
         self.model = model
         self.layer = layer
@@ -117,12 +101,15 @@ class LayerExtractor:
         self.call = call
         self.tokens: Tokens = tokens
         self.prediction = prediction
+        self.prediction_kind: PredictionKind = prediction_kind
+        self.kind: str = prediction_kind
+        self.threshold = threshold
         self._root = unwrap(model)
         self._module = resolve_layer(model, layer)
         self._calls: int | None = None
 
     def __repr__(self) -> str:
-        given = {k: v for k, v in self.options.items() if v not in (None, "all")}
+        given = {k: v for k, v in self.options.items() if v not in (None, "all", "auto")}
         arguments = ", ".join(f"{k}={v!r}" for k, v in given.items())
         return f"LayerExtractor({type(self._root).__name__}, {arguments})"
 
@@ -135,11 +122,29 @@ class LayerExtractor:
             "call": self.call,
             "tokens": self.tokens,
             "prediction": self.prediction,
+            "prediction_kind": self.kind,
+            "threshold": self.threshold,
         }
 
     def to_dict(self) -> dict[str, Any]:
         """Return `options`, for a file."""
         return self.options
+
+    def of_kind(self, found: Recognised) -> LayerExtractor:
+        """Return the same extractor, which knows what the prediction is."""
+        twin = copy.copy(self)
+        twin.kind, twin.threshold = found.kind, found.threshold
+        return twin
+
+    def kind_of(self, output: Tensor) -> str:
+        """Return what a prediction (B, ...) is; as long as nothing is known, what its shape tells."""
+        if self.kind == "auto":
+            return "classes" if is_classification(output) else "none"
+        return self.kind
+
+    def said(self, output: Tensor) -> Tensor | None:
+        """Return what is compared of a prediction (B, ...): classes, sets of labels, embeddings; None for nothing."""
+        return said(output, self.kind_of(output), self.threshold)
 
     def features(self, inputs: Inputs) -> Tensor:
         """Return z = Φ(x).
@@ -170,9 +175,23 @@ class LayerExtractor:
         return predicted(run(self._root, inputs), self.prediction).tensor
 
     def features_and_prediction(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Return z, shape (B, *z_shape), and the prediction f(x) of one and the same pass."""
+        """Return z, shape (B, *z_shape), and the prediction f(x) of one and the same pass.
+
+        Where there is nothing to compare (kind "none") and no single tensor, it is empty: (B, 0).
+        """
         z, result = self._run(inputs)
-        return z, predicted(result, self.prediction).tensor
+        if self.kind != "none":
+            return z, predicted(result, self.prediction).tensor
+        rows = len(z)
+        try:
+            output = None if is_one_each(result, rows) else predicted(result, self.prediction).tensor
+        except (ConfigError, ShapeError):
+            output = None
+        return z, output if output is not None and output.shape[:1] == (rows,) else z.new_zeros(rows, 0)
+
+    def returns_one_each(self, inputs: Inputs) -> bool:
+        """Whether the model returns a list with one structure for each row of `inputs`, as detectors do."""
+        return self.prediction is None and is_one_each(run(self._root, inputs), batch_size(inputs))
 
     def resume(self, inputs: Inputs, z: Tensor) -> Tensor:
         """Return Ψ(z): the prediction of a pass over `inputs` in which `z` replaces the layer's output.
@@ -211,8 +230,10 @@ class LayerExtractor:
         try:
             output_shape: tuple[int, ...] | None = tuple(predicted(result, self.prediction).tensor.shape[1:])
         except (ConfigError, ShapeError) as error:
-            output_shape, note = None, "; ".join(part for part in (note, str(error)) if part)
-        return Probe(tuple(z.shape[1:]), z.dtype, calls, is_cut, around, output_shape, note)
+            output_shape = None
+            if self.kind != "none" and not is_one_each(result, len(z)):
+                note = "; ".join(part for part in (note, str(error)) if part)
+        return Probe(tuple(z.shape[1:]), z.dtype, calls, is_cut, around, output_shape, note, traced.head)
 
     def _cut(self, inputs: Inputs, traced: Trace) -> tuple[bool | None, tuple[str, ...], str]:
         flow, is_cut = traced.flow, None

@@ -16,6 +16,9 @@ from posthoc_inn.errors import ConfigError, ShapeError
 
 Path = tuple[Any, ...]
 
+LISTED = 6
+"""Tensors, or keys, that a message lists."""
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -66,15 +69,17 @@ def describe(value: Any) -> str:
         return kind
     if isinstance(value, (tuple, list)):
         return f"{kind}[{len(inner)}]"
-    return f"{kind}[{', '.join(str(key) for key, _ in inner)}]"
+    return f"{kind}[{', '.join(str(key) for key, _ in inner[:LISTED])}{', ...' if len(inner) > LISTED else ''}]"
 
 
 def options_text(found: list[Leaf], argument: str) -> str:
-    """List `found` as what could be passed: ``output=0 (B, 8, 4, 4), output='mask' (B, 4)``."""
-    labels = [leaf.path[0] if len(leaf.path) == 1 else leaf.label for leaf in found]
-    return ", ".join(
-        f"{argument}={label!r} {shape_text(leaf.tensor.shape)}" for label, leaf in zip(labels, found, strict=True)
+    """List the first of `found` as what could be passed: ``output=0 (B, 8, 4, 4), output='mask' (B, 4)``."""
+    shown = found[:LISTED]
+    labels = [leaf.path[0] if len(leaf.path) == 1 else leaf.label for leaf in shown]
+    text = ", ".join(
+        f"{argument}={label!r} {shape_text(leaf.tensor.shape)}" for label, leaf in zip(labels, shown, strict=True)
     )
+    return text + (f", ... ({len(found) - LISTED} more)" if len(found) > LISTED else "")
 
 
 def _matching(value: Any, which: int | str, found: list[Leaf]) -> list[Leaf]:
@@ -101,8 +106,9 @@ def pick(value: Any, which: int | str | None, subject: str, argument: str = "out
     """
     found = leaves(value)
     floats = [leaf for leaf in found if leaf.tensor.is_floating_point()]
+    other = "Pass prediction_kind='none'" if argument == "prediction" else "Choose a layer before it"
     if not found:
-        raise ShapeError(f"{subject} returns {describe(value)}, without a tensor in it; choose another layer.")
+        raise ShapeError(f"{subject} returns {describe(value)}, without a tensor in it. {other}.")
     chosen = found if which is None else _matching(value, which, found)
     if not chosen:
         accepted = f"leave {argument} out" if found[0].path == () else f"pass {options_text(floats, argument)}"
@@ -112,12 +118,13 @@ def pick(value: Any, which: int | str | None, subject: str, argument: str = "out
         kinds = ", ".join(sorted({str(leaf.tensor.dtype) for leaf in chosen}))
         raise ShapeError(
             f"{subject} returns {kinds}; floating-point numbers are needed. "
-            + (f"Pass {options_text(floats, argument)}." if floats else "Choose a layer before it.")
+            + (f"Pass {options_text(floats, argument)}." if floats else f"{other}.")
         )
     if len(chosen_floats) > 1:
         raise ConfigError(
             f"{subject} returns {describe(value)} with {len(chosen_floats)} tensors; "
-            f"pass one of {options_text(chosen_floats, argument)}."
+            f"pass one of {options_text(chosen_floats, argument)}"
+            + (", or prediction_kind='none' to compare no predictions." if argument == "prediction" else ".")
         )
     return chosen_floats[0]
 

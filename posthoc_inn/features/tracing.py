@@ -65,6 +65,11 @@ class Trace:
         """Nodes that hold the prediction."""
         return set().union(*(seen.nodes for seen in self.output))
 
+    @property
+    def head(self) -> str:
+        """The operation that made the prediction; "" where that is not known."""
+        return self.flow.made_by(self.output_nodes) if self.flow is not None and len(self.output) == 1 else ""
+
 
 def predicted(output: Any, which: int | str | None = None) -> Leaf:
     """Choose the prediction from what a model returns: the only tensor, or what is called logits.

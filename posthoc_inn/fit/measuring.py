@@ -85,9 +85,12 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
             metrics["concepts"]["scores"] = result.concepts.scores
     if result.concepts is not None:
         metrics["training"]["e"] = result.concepts.history.to_dict()
-    model = parts.extractor.model
+    model, kind = parts.extractor.model, parts.extractor.kind
+    accuracy = analysis.model_accuracy(pipeline.predict, parts.held_out, kind=kind)
     metrics |= {
-        "model": {"name": type(model).__name__, **(analysis.model_accuracy(pipeline.predict, parts.held_out) or {})},
+        "model": {"name": type(model).__name__, **(accuracy or {})},
+        "prediction_kind": kind,
+        "prediction": "" if parts.prediction is None else parts.prediction.why,
         "notes": list(fit.notes),
         "layer": parts.extractor.layer,
         "z_shape": list(parts.probe.z_shape),

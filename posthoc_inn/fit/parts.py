@@ -12,6 +12,7 @@ from posthoc_inn.autoencoders import Autoencoder
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import ConditionerConfig, FitConfig
 from posthoc_inn.features import LayerExtractor, Probe
+from posthoc_inn.features.outputs import Recognised
 from posthoc_inn.fit.concepts import ConceptFit, ConceptRequest
 from posthoc_inn.flows import ConditionalFlow, coupling_of, set_compute_dtype
 from posthoc_inn.images import BatchSource, InputAdapter
@@ -37,6 +38,7 @@ class Parts:
         device: Where everything runs.
         precision: Of the matrix products in training.
         concepts: What e is to learn; None for no e.
+        prediction: What the model's prediction is; None before that was looked at.
     """
 
     extractor: LayerExtractor
@@ -51,6 +53,7 @@ class Parts:
     device: torch.device
     precision: Literal["32", "bf16"]
     concepts: ConceptRequest | None
+    prediction: Recognised | None = None
 
     @property
     def learns_concepts(self) -> bool:

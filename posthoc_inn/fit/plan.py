@@ -137,6 +137,7 @@ def make_plan(parts: Parts, paces: Paces, draws: int) -> Plan:
         on_disk += " on disk while it runs" if reader.out is not None else ""
     lines = (
         f"layer        {parts.extractor.layer}: z has shape {'×'.join(map(str, row['z'].shape[1:]))}",
+        *_compared(parts),
         "images       "
         + ("an unknown number of" if known is None else f"{known:,}")
         + (f" × {draws} draws" if draws > 1 else "")
@@ -146,6 +147,12 @@ def make_plan(parts: Parts, paces: Paces, draws: int) -> Plan:
         f"estimated    {sum(seconds.values()) / 60:.1f} minutes, {memory / 2**30:.1f} GiB of memory",
     )
     return Plan(lines, seconds, memory, dict(paces.threads))
+
+
+def _compared(parts: Parts) -> list[str]:
+    """Return a line on what is compared of the model's predictions."""
+    found = parts.prediction
+    return [] if found is None else [f"prediction   {found.kind}: {found.why}"]
 
 
 def _described(parts: Parts) -> list[str]:

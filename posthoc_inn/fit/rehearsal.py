@@ -7,8 +7,8 @@ from torch import Tensor
 
 from posthoc_inn.analysis.faithfulness import compare_with_model
 from posthoc_inn.errors import DataError
-from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.fit.parts import Parts
+from posthoc_inn.fit.prediction import doubts
 
 LOOKED_AT = 64
 """Images that z is looked at for."""
@@ -21,7 +21,7 @@ def rehearse(parts: Parts) -> list[str]:
     """Ask the model about images and decoded pictures, as the stages and the measuring will.
 
     Returns:
-        What a user has to know of the layer's features, a sentence each.
+        What a user has to know of the layer's features and of the prediction, a sentence each.
 
     Raises:
         DataError: z is not finite, or has another shape for decoded pictures than for images.
@@ -37,7 +37,7 @@ def rehearse(parts: Parts) -> list[str]:
             "images. Look for an overflow (half precision?) or a division by zero before it, or choose another layer."
         )
     _ask_about_pictures(parts, images[:2], z[:2], output[:2])
-    return [*_constant(z), *_depends_on_the_batch(parts, images, z)]
+    return [*doubts(parts.prediction), *_constant(z), *_depends_on_the_batch(parts, images, z)]
 
 
 def _ask_about_pictures(parts: Parts, images: Tensor, z: Tensor, output: Tensor) -> None:
@@ -56,10 +56,9 @@ def _ask_about_pictures(parts: Parts, images: Tensor, z: Tensor, output: Tensor)
                 f"z has shape {tuple(z.shape[1:])} for the images, and {tuple(seen.shape[1:])} for decoded pictures, "
                 f"which reach the model as {tuple(inputs.shape[1:])}. Give all images one size: that of the fit."
             )
-        if parts.extractor.tokens != "mean":
+        if parts.extractor.tokens != "mean" and parts.extractor.kind != "none":
             parts.extractor.resume(inputs, seen)
-    classes = output.argmax(1).cpu() if is_classification(output) else None
-    compare_with_model(pipeline, pictures.cpu(), z.cpu(), classes, 1)
+    compare_with_model(pipeline, pictures.cpu(), z.cpu(), parts.extractor.said(output), 1)
 
 
 def _constant(z: Tensor) -> list[str]:

@@ -23,13 +23,14 @@ from posthoc_inn.fit.events import stage_finished
 from posthoc_inn.fit.lock import locked
 from posthoc_inn.fit.parts import FitResult, Parts, checkpoint_of
 from posthoc_inn.fit.plan import Paces, Plan, make_plan
+from posthoc_inn.fit.prediction import settle_prediction
 from posthoc_inn.fit.rehearsal import rehearse
 from posthoc_inn.fit.request import FitRequest
 from posthoc_inn.flows import set_compute_dtype
 from posthoc_inn.objectives import drawn
 from posthoc_inn.progress import Reporter
 from posthoc_inn.rows.cache import DEFAULT_BUDGET, Cache
-from posthoc_inn.rows.identity import MODEL, Identity, check_same, identity, identity_of_rows, key_of
+from posthoc_inn.rows.identity import MODEL, PREDICTION, Identity, check_same, identity, identity_of_rows, key_of
 from posthoc_inn.rows.reader import RowReader
 from posthoc_inn.training import History, train
 from posthoc_inn.training.precision import fabric_for
@@ -71,7 +72,8 @@ class Fit:
         reporter: Reporter,
         budget: int = DEFAULT_BUDGET,
     ) -> None:
-        self.parts, self.request = parts, request
+        self.parts = parts = settle_prediction(parts)
+        self.request = request
         self.reporter = reporter
         self.seconds: dict[str, float] = {}
         self.threads: dict[str, int] = {}
@@ -112,7 +114,8 @@ class Fit:
         """Look at the layer anew: the model was trained after this fit was prepared."""
         parts = self.parts
         images = parts.adapter.to_model(parts.data.first(4).to(parts.device))
-        self.parts = dataclasses.replace(parts, probe=parts.extractor.probe(images))
+        self.parts = settle_prediction(dataclasses.replace(parts, probe=parts.extractor.probe(images)))
+        self._reader.extractor = self.parts.extractor
         self.notes = rehearse(self.parts)
 
     # ---- the stages
@@ -252,7 +255,7 @@ class Fit:
         """
         recorded, most = self._recorded(), torch.get_num_threads()
         # The model may still be trained before this fit runs: `run` looks at it.
-        self._check_recorded(recorded, but=(MODEL,))
+        self._check_recorded(recorded, but=(MODEL, PREDICTION))
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             # Unusable: threads are measured, and the time counts from now.
             self.threads = {str(k): max(1, min(int(v), most)) for k, v in recorded.get("threads", {}).items()}

@@ -12,6 +12,10 @@ ERROR = (0.01, 0.03)
 """Squared reconstruction error of images in [-1, 1] that is good, and that is still usable."""
 RECONSTRUCTION_AGREEMENT = (0.95, 0.85)
 SAMPLE_AGREEMENT = (0.90, 0.75)
+ONE_FOR_ALL = "one for all images"
+"""Value of an agreement that says nothing."""
+NEARLY_ALL = 0.95
+"""Agreement of different images above which that of samples says little."""
 SIMILARITY_GAIN = (0.75, 0.50)
 """Share of the way from different images' similarity to perfect similarity."""
 GAP = (1.0, 5.0)
@@ -129,24 +133,90 @@ def _model(metrics: Mapping[str, Any]) -> list[Finding]:
     return found
 
 
+def says_one_thing(metrics: Mapping[str, Any]) -> bool:
+    """Whether the model predicts the same for all held-out images, so that agreement tells nothing."""
+    between = (metrics.get("faithfulness") or {}).get("agreement_between")
+    return between is not None and between >= 1
+
+
+def _gain(value: float, between: float | None) -> Status:
+    """Judge a similarity by how far it is from that of different images, on the way to 1."""
+    between = between or 0.0
+    return _judge((value - between) / max(1e-6, 1 - between), SIMILARITY_GAIN) if between < 0.999 else "info"
+
+
+def _agreement(
+    metrics: Mapping[str, Any], figures: Mapping[str, Any], limits: tuple[float, float]
+) -> tuple[str, Status]:
+    """Return what there is to know beside an agreement of classes or sets of labels, and whether it is good."""
+    beside = metrics.get("faithfulness") or {}
+    between, overlap = beside.get("agreement_between"), figures.get("label_overlap")
+    text = "" if between is None else f" Two different images have the same in {percent(between)}."
+    if overlap is not None:
+        apart = beside.get("label_overlap_between")
+        text += f" The sets overlap by {percent(overlap)} (Jaccard index)"
+        text += "." if apart is None else f", those of different images by {percent(apart)}."
+    if between is not None and between >= NEARLY_ALL:
+        return f"{text} Where nearly all images get one prediction, agreement says little.", "info"
+    if overlap is not None:
+        return text, _gain(overlap, beside.get("label_overlap_between"))
+    by_itself, beside_others = _judge(figures["agreement"], limits), _gain(figures["agreement"], between)
+    return text, max(by_itself, beside_others, key=("good", "fair", "poor").index)
+
+
 def _samples(metrics: Mapping[str, Any]) -> list[Finding]:
     figures = metrics.get("faithfulness") or {}
-    bound = (metrics.get("autoencoder") or {}).get("agreement")
-    found = []
-    if figures.get("agreement") is not None:
-        meaning = "How often the model predicts the same for a sample and for the image it was drawn from."
-        if bound is not None:
-            meaning += f" Plain reconstructions reach {percent(bound)}; samples cannot be expected to do better."
-        found.append(
-            Finding(
-                "Samples",
-                "Same prediction as the image",
-                percent(figures["agreement"], figures.get("agreement_error")),
-                meaning,
-                _judge(figures["agreement"], SAMPLE_AGREEMENT),
-                "Until this is higher, what varies between samples is not yet what the model ignores.",
-            )
+    return [*_same_prediction(metrics, figures), *_same_features(figures)]
+
+
+def _same_prediction(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Finding]:
+    """Return how the model's predictions for samples compare with those for their images, by their kind."""
+    kind, bound = metrics.get("prediction_kind"), metrics.get("autoencoder") or {}
+    advice = "Until this is higher, what varies between samples is not yet what the model ignores."
+    if figures.get("output_similarity") is not None:
+        between = figures.get("output_similarity_between")
+        meaning = "Cosine similarity between the model's output for a sample and for its image. 1 is perfect."
+        meaning += "" if between is None else f" Two different images have {between:.3f}."
+        if bound.get("output_similarity") is not None:
+            meaning += f" Plain reconstructions reach {bound['output_similarity']:.3f}."
+        value = figures["output_similarity"]
+        status = _gain(value, between)
+        return [Finding("Samples", "Same output as the image", f"{value:.3f}", meaning, status, advice)]
+    if kind == "none":
+        meaning = "What the model returns is no class, set of labels or embedding, or was not to be compared "
+        meaning += "(prediction_kind). Samples are checked by their features at the layer alone."
+        return [Finding("Samples", "Predictions", "not compared", meaning, "info")]
+    if figures.get("agreement") is None:
+        return []
+    labels = figures.get("label_overlap") is not None
+    label = "Same labels as the image" if labels else "Same prediction as the image"
+    if says_one_thing(metrics):
+        meaning = f"The model predicts {'the same labels' if labels else 'one class'} for all held-out images, so how "
+        meaning += "often samples get the same prediction says nothing about the layer. The samples of these images do "
+        meaning += f"in {percent(figures['agreement'])}. If the model should tell these images apart, look at its "
+        meaning += "weights and at how images are normalised."
+        return [Finding("Samples", label, ONE_FOR_ALL, meaning, "info")]
+    beside, status = _agreement(metrics, figures, SAMPLE_AGREEMENT)
+    meaning = "How often the model predicts the same for a sample and for the image it was drawn from."
+    if labels:
+        meaning = "How often the model gives a sample exactly the labels of the image it was drawn from."
+    if bound.get("agreement") is not None:
+        reached = percent(bound["agreement"])
+        meaning += f" Plain reconstructions reach {reached}; samples cannot be expected to do better."
+    return [
+        Finding(
+            "Samples",
+            label,
+            percent(figures["agreement"], figures.get("agreement_error")),
+            meaning + beside,
+            status,
+            advice,
         )
+    ]
+
+
+def _same_features(figures: Mapping[str, Any]) -> list[Finding]:
+    found = []
     if figures.get("similarity") is not None:
         between = figures.get("similarity_between") or 0.0
         gain = (figures["similarity"] - between) / max(1e-6, 1 - between)
@@ -250,17 +320,34 @@ def _likelihood(metrics: Mapping[str, Any]) -> list[Finding]:
 def _autoencoder(metrics: Mapping[str, Any]) -> list[Finding]:
     figures = metrics.get("autoencoder") or {}
     found = []
-    if figures.get("agreement") is not None:
+    limit = " This limits everything above: what the autoencoder loses cannot come back."
+    loses = "The autoencoder loses what the model looks at, and this spoils all samples. Train it longer "
+    loses += "(--autoencoder-steps)."
+    if figures.get("output_similarity") is not None:
+        value, between = figures["output_similarity"], (metrics.get("faithfulness") or {})
         found.append(
             Finding(
                 "Autoencoder",
-                "Same prediction for reconstructions",
+                "Same output for reconstructions",
+                f"{value:.3f}",
+                "Cosine similarity between the model's output for an image and for its reconstruction." + limit,
+                _gain(value, between.get("output_similarity_between")),
+                loses,
+            )
+        )
+    if figures.get("agreement") is not None and not says_one_thing(metrics):
+        beside, status = _agreement(metrics, figures, RECONSTRUCTION_AGREEMENT)
+        labels = figures.get("label_overlap") is not None
+        what = "predicts the same for an image and for its reconstruction"
+        what = "gives an image and its reconstruction exactly the same labels" if labels else what
+        found.append(
+            Finding(
+                "Autoencoder",
+                f"Same {'labels' if labels else 'prediction'} for reconstructions",
                 percent(figures["agreement"], figures.get("agreement_error")),
-                "How often the model predicts the same for an image and for its reconstruction. This limits everything "
-                "above: what the autoencoder loses cannot come back.",
-                _judge(figures["agreement"], RECONSTRUCTION_AGREEMENT),
-                "The autoencoder loses what the model looks at, and this spoils all samples. Train it longer "
-                "(--autoencoder-steps).",
+                f"How often the model {what}.{limit}{beside}",
+                status,
+                loses,
             )
         )
     if figures.get("error") is not None:

@@ -15,7 +15,6 @@ from posthoc_inn.analysis.samples import class_names_of
 from posthoc_inn.autoencoders import Autoencoder
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.errors import NotFittedError
-from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.objectives import drawn
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.report.findings import findings
@@ -148,8 +147,8 @@ def shown_samples(interpreter: Fitted, images: Tensor, class_names: Sequence[str
         class_names: Of the model's classes; by default what the interpreter's origin knows.
     """
     pipeline = interpreter.pipeline
-    output = pipeline.predict(images[:LOOKED_AT])
-    predicted = output.argmax(1).cpu() if is_classification(output) else None
+    said = pipeline.extractor.said(pipeline.ask(images[:LOOKED_AT]))
+    predicted = said if said is not None and said.ndim == 1 else None
     picks = one_of_each(predicted, min(ROWS, len(images)))
     known = class_names or class_names_of(getattr(interpreter, "origin", {}))
     return analysis.samples(pipeline, images[picks], SAMPLES, interpreter.seed, known)
@@ -223,11 +222,17 @@ def _settings(interpreter: Fitted, metrics: Mapping[str, Any], words: ReportWord
         "shape of z": "×".join(map(str, pipeline.z_shape)),
         "model": words.model or type(interpreter.model).__name__,
         **({"data": words.data} if words.data else {}),
+        **_prediction_settings(metrics),
         "autoencoder": autoencoder + (f", {words.autoencoder}" if words.autoencoder else ""),
         **_network_settings(interpreter, metrics),
         "seed": str(interpreter.seed),
         "machine": f"{pipeline.device}, {torch.get_num_threads()} threads",
     }
+
+
+def _prediction_settings(metrics: Mapping[str, Any]) -> dict[str, str]:
+    kind, why = metrics.get("prediction_kind"), metrics.get("prediction")
+    return {} if not kind else {"prediction": f"{kind}: {why}" if why else str(kind)}
 
 
 def _network_settings(interpreter: Fitted, metrics: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from posthoc_inn.analysis import Samples
 from posthoc_inn.analysis.samples import CONCLUSION, LIMITS
 from posthoc_inn.files import replace_file, writing
 from posthoc_inn.report import figures
-from posthoc_inn.report.findings import Finding, findings, percent
+from posthoc_inn.report.findings import ONE_FOR_ALL, Finding, findings, percent, says_one_thing
 from posthoc_inn.report.pages import Picture, fill, picture_of
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ PAPERS = "MSC: Making Sense of CNNs (ECCV 2020)."
 
 KEY = {
     "Same prediction as the image": "of samples get the same prediction as their image",
+    "Same labels as the image": "of samples get exactly the labels of their image",
+    "Same output as the image": "cosine between the model's outputs for samples and image",
     "Same features at the layer": "cosine between the features of samples and image",
     "Explained by what the layer ignores": "of what varies between images, the layer ignores",
     "Training": "training of t",
@@ -132,14 +134,25 @@ def _boxes(found: Sequence[Finding]) -> list[dict[str, str]]:
         {"status": f.status, "value": f.value, "text": text}
         for label, text in KEY.items()
         for f in found
-        if f.label == label
+        if f.label == label and f.value != ONE_FOR_ALL
     ]
 
 
 def _limits(content: ReportContent) -> str:
     """Return what not to conclude from the samples."""
-    agreement = (content.metrics.get("faithfulness") or {}).get("agreement")
-    if agreement is not None:
+    faithfulness = content.metrics.get("faithfulness") or {}
+    agreement = faithfulness.get("agreement")
+    cosine = faithfulness.get("output_similarity")
+    if cosine is not None:
+        asked = (
+            f"The model's output for a sample has a cosine similarity of {cosine:.3f} to that for its image. Where it "
+            "is lower, t or the autoencoder misses something that the layer holds."
+        )
+    elif says_one_thing(content.metrics):
+        asked = "The model predicts the same for all held-out images, so only the features of samples are checked."
+    elif content.metrics.get("prediction_kind") == "none":
+        asked = "The model's predictions are not compared, so only the features of samples are checked."
+    elif agreement is not None:
         asked = (
             f"{percent(1 - agreement)} of samples change the model's prediction. There, t or the autoencoder misses "
             "something that the layer holds."

@@ -16,6 +16,7 @@ from posthoc_inn.images.identity import data_digest
 from posthoc_inn.weights import fingerprint
 
 MODEL = "the model"
+PREDICTION = "the kind of prediction"
 
 Identity = dict[str, str]
 """One digest of each thing that a run is of, under the words that a message uses."""
@@ -35,7 +36,8 @@ def identity_of_rows(
             "the set of images": data_digest(data),
             "the set of held-out images": data_digest(held_out),
             "the set of the concepts' own images": None if extra is None else data_digest(BatchSource(extra)),
-            "the layer": extractor.to_dict(),
+            "the layer": {name: value for name, value in extractor.to_dict().items() if "prediction" not in name},
+            PREDICTION: [extractor.prediction, extractor.kind, extractor.threshold],
             "the way from images to the model's inputs": dataclasses.asdict(adapter),
             "the number of draws": draws,
             MODEL: fingerprint(extractor.model),

@@ -14,7 +14,6 @@ from torch import Tensor
 from posthoc_inn.autoencoders import Autoencoder
 from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.features import LayerExtractor
-from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.files import writing
 from posthoc_inn.images import Batch, BatchSource
 from posthoc_inn.images.adapter import InputAdapter
@@ -59,7 +58,7 @@ class RowReader:
         self.for_concepts = for_concepts
 
     def row(self, images: Tensor, *, are_pictures: bool = False) -> dict[str, Tensor]:
-        """Return what is cached of one batch: pictures, z, and the predicted class when there is one.
+        """Return what is cached of one batch: pictures, z, and what is compared of the prediction.
 
         Args:
             images: The user's tensors (B, C, H, W), or canonical images.
@@ -72,8 +71,9 @@ class RowReader:
             z, output = self.extractor.features_and_prediction(given)
             shown = adapter.from_pictures(images) if are_pictures else adapter.to_images(images)
             row = {"images": pixels(shown).cpu(), "z": z.float().cpu()}
-            if is_classification(output):
-                row["prediction"] = output.argmax(1).cpu()
+            said = self.extractor.said(output)
+            if said is not None:
+                row["prediction"] = said
         return row
 
     def read(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from concept_parts import digit_net, make_concepts, make_pipeline
 
 from posthoc_inn.analysis import edit_gallery
+from posthoc_inn.analysis.editing import swap
 from posthoc_inn.errors import ConfigError, ShapeError, UnknownNameError
+from posthoc_inn.features import LayerExtractor
 
 
 @pytest.fixture
@@ -47,6 +51,22 @@ def test_verdicts_are_those_of_a_loop_over_images(parts):
         assert concept.kept == pytest.approx(kept / 12)
         assert concept.taken == pytest.approx(taken / total)
         assert concept.change == pytest.approx(change, rel=1e-4)
+
+
+def test_sets_of_labels_are_kept_or_taken_whole(parts):
+    pipeline, concepts, images = parts
+    pipeline = replace(pipeline, extractor=LayerExtractor(pipeline.extractor.model, "1", prediction_kind="multilabel"))
+    found = edit_gallery(pipeline, concepts, images)
+    latents = pipeline.encode(images)[0]
+
+    def labels(x):
+        return pipeline.ask_model(pipeline.decode(x))[1] > 0
+
+    edited = swap(concepts, latents, latents.roll(-1, 0), "digit")
+    kept = (labels(edited) == labels(latents)).all(1).double().mean()
+    assert found.concepts[1].kept == pytest.approx(float(kept))
+    alone = replace(pipeline, extractor=LayerExtractor(pipeline.extractor.model, "1", prediction_kind="embedding"))
+    assert {c.kept for c in edit_gallery(alone, concepts, images).concepts} == {None}
 
 
 def test_sources_can_be_given_and_concepts_chosen(parts):

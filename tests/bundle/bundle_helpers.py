@@ -68,7 +68,15 @@ def make_autoencoder(seed=2):
 def make_bundle(model=None, **changes):
     model = make_model() if model is None else model
     parts = {
-        "extractor": {"layer": "0", "output": None, "call": None, "tokens": "all", "prediction": None},
+        "extractor": {
+            "layer": "0",
+            "output": None,
+            "call": None,
+            "tokens": "all",
+            "prediction": None,
+            "prediction_kind": "multilabel",
+            "threshold": 0.5,
+        },
         "model_fingerprint": fingerprint(model),
         "model_class": type(model).__name__,
         "adapter": InputAdapter(

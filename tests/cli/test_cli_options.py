@@ -3,7 +3,9 @@ from __future__ import annotations
 import click
 import pytest
 
+from posthoc_inn.cli.fit.command import command as fit_command
 from posthoc_inn.cli.options import Floats, KeyValue, Shape, device_option
+from posthoc_inn.cli.sweep import command as sweep_command
 
 
 @pytest.mark.parametrize("text", ["3x224", "0x28x28", "axb", "", "1x2x3x4"])
@@ -28,6 +30,15 @@ def test_the_value_of_an_option_is_read_as_what_it_looks_like(text, value):
 def test_an_option_without_key_or_value_is_refused(text):
     with pytest.raises(click.BadParameter, match="is not KEY=VALUE"):
         KeyValue().convert(text, None, None)
+
+
+@pytest.mark.parametrize("command", [fit_command, sweep_command], ids=["fit", "sweep"])
+def test_the_kind_of_the_prediction_is_an_option(command):
+    parse = lambda *words: command.make_context("posthoc-inn", list(words)).params["prediction_kind"]  # noqa: E731
+    assert parse() == "auto"
+    assert parse("--prediction-kind", "embedding") == "embedding"
+    with pytest.raises(click.BadParameter, match="'class' is not one of 'auto', 'classes', 'multilabel'"):
+        parse("--prediction-kind", "class")
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,35 @@ def test_bad_figures_are_called_bad_and_come_with_advice(part, figure, value, la
     assert found.advice
 
 
+@pytest.mark.parametrize(
+    ("agreement", "between", "status"),
+    [(0.92, None, "good"), (0.92, 0.1, "good"), (0.92, 0.8, "fair"), (0.92, 0.9, "poor"), (0.99, 0.97, "info")],
+)
+def test_agreement_is_judged_beside_that_of_different_images(agreement, between, status):
+    metrics = copy.deepcopy(METRICS)
+    metrics["faithfulness"] |= {"agreement": agreement, "agreement_between": between}
+    assert by_label(metrics)["Same prediction as the image"].status == status
+
+
+def test_agreement_says_nothing_where_all_images_get_one_prediction():
+    metrics = copy.deepcopy(METRICS)
+    metrics["faithfulness"] |= {"agreement": 1.0, "agreement_between": 1.0}
+    found = by_label(metrics)
+    told = found["Same prediction as the image"]
+    assert (told.value, told.status) == ("one for all images", "info")
+    assert "Same prediction for reconstructions" not in found
+
+
+def test_embeddings_are_judged_by_their_cosine_beside_that_of_different_images():
+    metrics = copy.deepcopy(METRICS)
+    metrics["prediction_kind"] = "embedding"
+    metrics["faithfulness"] |= {"agreement": None, "output_similarity": 0.97, "output_similarity_between": 0.96}
+    metrics["autoencoder"] |= {"agreement": None, "output_similarity": 0.99}
+    found = by_label(metrics)
+    assert (found["Same output as the image"].value, found["Same output as the image"].status) == ("0.970", "poor")
+    assert found["Same output for reconstructions"].status == "good"
+
+
 def test_a_layer_that_is_no_cut_is_told():
     assert by_label({**METRICS, "is_cut": False})["Layer"].status == "fair"
 

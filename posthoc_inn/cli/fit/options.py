@@ -6,13 +6,16 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from posthoc_inn.cli.data import EMBEDDED, is_folder
 from posthoc_inn.cli.models import DEFAULT_LAYERS, FALLBACK_BACKBONE, TRAIN, default_backbone, layers_worth_looking_at
 from posthoc_inn.config import FitConfig, Precision, preset
 from posthoc_inn.errors import PosthocInnError, Problems
 from posthoc_inn.plugins import PluginManager
+
+if TYPE_CHECKING:
+    from posthoc_inn.features import PredictionKind
 
 EMBEDDED_DRAWS = 40
 """Colourings of each embedded digit, unless --draws says otherwise."""
@@ -32,6 +35,7 @@ class FitOptions:
     mean: list[float] | None = None
     std: list[float] | None = None
     layer: str | None = None
+    prediction_kind: PredictionKind = "auto"
     data: str | None = None
     data_dir: str | None = None
     data_options: list[Any] = field(default_factory=list)

@@ -19,7 +19,7 @@ from posthoc_inn.cli.fit.results import report_words, show_result, write_picture
 from posthoc_inn.cli.models import NONE, TRAIN, backbone_spec, missing_layer, open_device
 from posthoc_inn.cli.terminal import choose_reporter, out, print_lines
 from posthoc_inn.config import TrainConfig
-from posthoc_inn.errors import LayerNotFoundError, ModelError
+from posthoc_inn.errors import LayerNotFoundError, PosthocInnError
 from posthoc_inn.files import plain
 from posthoc_inn.fit import Fit, FitRequest, Plan
 from posthoc_inn.fit.preparing import choose_image_size
@@ -95,6 +95,7 @@ class Run:
                 self.model.module,
                 choice.layer,
                 spec=self.model.spec,
+                prediction_kind=options.prediction_kind,
                 autoencoder=open_autoencoder(options, choice.config, size, channels),
                 preset=choice.config,
                 image_size=size,
@@ -109,7 +110,8 @@ class Run:
     def _check_model(self) -> None:
         """Make sure that the model takes the images, before anything long begins."""
         try:
-            self._predict(self.source.first(2))
+            with torch.no_grad():
+                self.interpreter.extractor.features(self._as_given(self.source.first(2)))
         except ModelError as error:
             advice = (
                 "--input-size"
@@ -157,7 +159,7 @@ class Run:
         if self.trains:
             trained = self._train_classifier()
             fit.probe_again()
-        accuracy = self._accuracy()
+        accuracy = self._accuracy(fit.parts.extractor.kind)
         self._learn(fit)
         self._finish(trained, accuracy)
 
@@ -235,9 +237,9 @@ class Run:
             reporter=self.reporter,
         )
 
-    def _accuracy(self) -> dict[str, Any]:
+    def _accuracy(self, kind: str) -> dict[str, Any]:
         """Return the model's accuracy on held-out labels, where it has the same classes; warn when it guesses."""
-        found = model_accuracy(self._predict, self.kept, limit=CHECKED, classes=len(self.images.classes))
+        found = model_accuracy(self._predict, self.kept, limit=CHECKED, classes=len(self.images.classes), kind=kind)
         if found is None:
             return {}
         accuracy, guessing = found["accuracy"], found["chance"]
@@ -256,7 +258,10 @@ class Run:
 
     def _predict(self, images: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.interpreter.extractor.predict(apply_spec(images.to(self.device), self.model.spec))
+            return self.interpreter.extractor.predict(self._as_given(images))
+
+    def _as_given(self, images: Tensor) -> Tensor:
+        return apply_spec(images.to(self.device), self.model.spec)
 
     def _learn(self, fit: Fit) -> None:
         """Train and measure; what is trained is saved before it is measured."""
