@@ -71,7 +71,7 @@ def test_page_and_figures_are_written_together(tmp_path):
 
 def test_a_page_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="The analyses cannot be written to"):
+    with pytest.raises(DataError, match=r"analysis\.html cannot be written: File exists"):
         write_analyses("heading", [], [], tmp_path / "file")
 
 

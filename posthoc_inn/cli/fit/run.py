@@ -19,7 +19,7 @@ from posthoc_inn.cli.fit.results import report_words, show_result, write_picture
 from posthoc_inn.cli.models import NONE, TRAIN, backbone_spec, missing_layer, open_device
 from posthoc_inn.cli.terminal import choose_reporter, out, print_lines
 from posthoc_inn.config import TrainConfig
-from posthoc_inn.errors import LayerNotFoundError, PosthocInnError
+from posthoc_inn.errors import LayerNotFoundError, ModelError, PosthocInnError
 from posthoc_inn.files import plain
 from posthoc_inn.fit import Fit, FitRequest, Plan
 from posthoc_inn.fit.preparing import choose_image_size
