@@ -8,17 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from posthoc_inn.names import encodable
+
 
 def plain(value: Any) -> Any:
     """Return what JSON can hold: keys as text, tuples as lists, figures that are not finite as None.
 
-    What has a `to_dict` becomes what that returns; anything else stays as it is.
+    What has a `to_dict` becomes what that returns; anything else stays as it is. Text stays true, but for what no
+    file can hold.
 
     >>> plain({"a": (1.0, float("nan")), 2: [float("inf")]})
     {'a': [1.0, None], '2': [None]}
     """
+    if isinstance(value, str):
+        return encodable(value)
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {encodable(str(k)): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     if callable(getattr(value, "to_dict", None)):
@@ -39,5 +44,5 @@ def replace_file(path: Path, content: str | bytes) -> None:
     b'new'
     """
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    partial.write_bytes(encodable(content).encode() if isinstance(content, str) else content)
     os.replace(partial, path)

@@ -13,6 +13,7 @@ from posthoc_inn import drawing
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.errors import ConfigError
 from posthoc_inn.features.outputs import is_classification
+from posthoc_inn.names import without_blanks
 from posthoc_inn.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ def samples(
     agreement = None
     if is_classification(output):
         count = output.shape[1]
-        known = [str(k) for k in (class_names if len(class_names) == count else range(count))]
+        # Blank means "the same" below.
+        known = without_blanks(str(k) for k in (class_names if len(class_names) == count else range(count)))
         own = output.argmax(1).cpu()
         asked = pipeline.ask_model(drawn.flatten(0, 1))[1].argmax(1).cpu().reshape(len(images), n)
         agreement = float((asked == own[:, None]).double().mean())

@@ -130,17 +130,18 @@ class SweepResult(Result):
         is_named = self.axis != "training step"
         x = list(range(len(self.points))) if is_named else [p.position for p in self.points]
         for color, name in zip(drawing.PALETTE, self.concept_names, strict=False):
+            legend = drawing.as_label(name)
             shares = [p.concepts[name]["total_effect"] for p in self.points]
             value = [100 * s["value"] for s in shares]
             error = [100 * s["standard_error"] for s in shares]
             ax.errorbar(
-                x, value, yerr=error, color=color, linewidth=1.8, marker="o", markersize=3.5, capsize=2, label=name
+                x, value, yerr=error, color=color, linewidth=1.8, marker="o", markersize=3.5, capsize=2, label=legend
             )
             ax.plot(x, [100 * v for v in self.share(name, "first_order")], color=color, linewidth=1.2, linestyle=":")
-        ax.set(xlabel=self.axis, ylabel="explained by z, % of the concept's variance")
+        ax.set(xlabel=drawing.as_label(self.axis), ylabel="explained by z, % of the concept's variance")
         drawing.plain(ax)
         if is_named:
-            ax.set_xticks(x, [p.name for p in self.points], rotation=25, ha="right")
+            ax.set_xticks(x, [drawing.as_label(p.name) for p in self.points], rotation=25, ha="right")
         accuracies = [p.accuracy for p in self.points]
         handles, labels = ax.get_legend_handles_labels()
         if all(a is not None for a in accuracies) and len(set(accuracies)) > 1:

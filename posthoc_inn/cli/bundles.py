@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from posthoc_inn.cli.options import options
-from posthoc_inn.errors import DataError
+from posthoc_inn.errors import DataError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,7 +73,7 @@ def rebuild(stored: Bundle, where: Path, model: str | None, weights: str | None)
     backbone = None if model is not None else origin.get("backbone")
     if model is None and not isinstance(backbone, str):
         was = origin.get("model")
-        told = f" ({was})" if isinstance(was, str) and was != "None" else ""
+        told = f" ({shown(was, 80)})" if isinstance(was, str) and was != "None" else ""
         raise DataError(
             f"The bundle {where} was fitted to a model of your own{told}. Pass it: --model PACKAGE.MODULE:FACTORY, and "
             "--weights FILE where the factory does not load them."
@@ -84,9 +84,8 @@ def rebuild(stored: Bundle, where: Path, model: str | None, weights: str | None)
         named = origin.get("weights")
         if named not in (None, NONE) and ("." in str(named) or named == TRAIN):
             raise DataError(
-                f"The bundle {where} was fitted to {backbone} with the weights {named}, which it does not hold. "
-                "Pass them: "
-                "--weights FILE."
+                f"The bundle {where} was fitted to {shown(backbone, 80)} with the weights {shown(named, 80)}, which it "
+                "does not hold. Pass them: --weights FILE."
             )
     classes = origin.get("num_classes")
     built = build_model(

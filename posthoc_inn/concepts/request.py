@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from posthoc_inn.concepts.attributes import AttributeSource, attributes_of
 from posthoc_inn.concepts.tables import TABLE_ENDINGS, open_table
-from posthoc_inn.errors import ConfigError, DataError, UnknownNameError
+from posthoc_inn.errors import ConfigError, DataError, UnknownNameError, listed, quoted
 from posthoc_inn.images import BatchSource
 from posthoc_inn.protocols import ConceptSource
 
@@ -163,8 +163,9 @@ def _by_name(name: str, data: Any, seed: int, options: Mapping[str, Any]) -> Con
         unknown = [part for part in names if part not in table]
         if unknown or not names:
             raise UnknownNameError(
-                f"There is no concept source and no attribute {(unknown or [name])[0]!r}. Attributes of the data: "
-                f"{', '.join(table)}. Sources: {', '.join(registry.names())}, {LABELS}, {ATTRIBUTES}, or a "
+                f"There is no concept source and no attribute {quoted((unknown or [name])[0])}. Attributes of the "
+                "data: "
+                f"{listed(list(table))}. Sources: {', '.join(registry.names())}, {LABELS}, {ATTRIBUTES}, or a "
                 "table (.csv, .tsv, .txt)."
             )
         return _sized(AttributeSource(table, concepts=names), data)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from posthoc_inn.errors import LayerNotFoundError, suggest
+from posthoc_inn.errors import LayerNotFoundError, quoted, suggest
 from posthoc_inn.features.capture import batch_size, run
 from posthoc_inn.features.cuts import few_rows, float_tensors, measure_cut
 from posthoc_inn.features.isolation import is_scripted, takes_hooks, unwrap
@@ -80,7 +80,8 @@ def resolve_layer(model: nn.Module, layer: str) -> nn.Module:
             "take the module before or after it. "
         )
     raise LayerNotFoundError(
-        f"{type(root).__name__} has no layer {layer!r}. {advice}{known} list_layers(model, inputs) shows all of them."
+        f"{type(root).__name__} has no layer {quoted(layer)}. {advice}{known} "
+        "list_layers(model, inputs) shows all of them."
     )
 
 

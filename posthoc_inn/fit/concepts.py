@@ -21,6 +21,7 @@ from posthoc_inn.concepts import (
     shared_directions,
     shared_score,
 )
+from posthoc_inn.concepts.model import check_names
 from posthoc_inn.config import ConceptConfig, FlowConfig
 from posthoc_inn.errors import ConfigError, DataError
 from posthoc_inn.flows import FactorFlow, set_compute_dtype
@@ -238,12 +239,14 @@ def check_sizes(sizes: Sequence[int], names: Sequence[str], dim: int) -> None:
 
 
 def check_request(wanted: ConceptRequest | BoundConcepts, config: ConceptConfig, dim: int) -> None:
-    """Check widths before anything is trained; concepts that are labels have names once these were read.
+    """Check names and widths before anything is trained; concepts that are labels have names once these were read.
 
     Raises:
-        ConfigError: Given widths do not fit.
+        ConfigError: Given widths do not fit, or a name cannot be one.
     """
     sizes, names = given_sizes(wanted, config), getattr(wanted.source, "names", None)
+    if names is not None:
+        check_names(names)
     if sizes is not None and names is not None:
         check_sizes(sizes, (*names, RANDOM) if config.random else names, dim)
 

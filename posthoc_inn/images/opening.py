@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, Subset, TensorDataset
 
-from posthoc_inn.errors import DataError
+from posthoc_inn.errors import DataError, listed, quoted
 from posthoc_inn.images.convert import IMAGE_KEYS, Sample, as_tensor, collate, read_sample, take_apart
 from posthoc_inn.images.randomness import PrivateRandomness
 
@@ -31,7 +31,7 @@ def open_data(data: Any, batch_size: int) -> tuple[int | None, Reader]:
     """
     if isinstance(data, (str, bytes, os.PathLike)) or data is None:
         raise DataError(
-            f"Data must be a DataLoader, a Dataset, a tensor or a list of images, got {data!r}; for a file "
+            f"Data must be a DataLoader, a Dataset, a tensor or a list of images, got {quoted(data)}; for a file "
             f"or folder use ImageFiles(folder, size=64) or load_image_files(paths)."
         )
     arrays = _as_arrays(data)
@@ -62,7 +62,7 @@ def open_data(data: Any, batch_size: int) -> tuple[int | None, Reader]:
     if isinstance(data, Mapping):
         raise DataError(
             f"A dict of data must hold the images as one tensor or array under one of "
-            f"{', '.join(IMAGE_KEYS)}; got the keys {', '.join(repr(k) for k in data)}."
+            f"{', '.join(IMAGE_KEYS)}; got the keys {listed([repr(k) for k in data])}."
         )
     if not hasattr(data, "__len__"):
         raise DataError(f"The data set {type(data).__name__} has no __len__; add one, or make it an IterableDataset.")

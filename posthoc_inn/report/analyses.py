@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posthoc_inn.errors import DataError
-from posthoc_inn.files import replace_file
+from posthoc_inn.files import plain, replace_file
 from posthoc_inn.report.pages import fill, picture_of
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def write_analyses(
     }
     texts = {
         out / "analysis.html": render_analyses(heading, lead, sections, version),
-        out / "analysis.json": json.dumps(facts, indent=1, allow_nan=False) + "\n",
+        out / "analysis.json": json.dumps(plain(facts), indent=1, allow_nan=False) + "\n",
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -82,8 +82,8 @@ def write_analyses(
             replace_file(path, text)
     except OSError as error:
         raise DataError(f"The analyses cannot be written to {out}: {error}.") from error
-    html, plain = texts
-    return html, plain
+    html, figures = texts
+    return html, figures
 
 
 def _shown(section: AnalysisSection) -> dict[str, Any]:
