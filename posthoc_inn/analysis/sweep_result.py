@@ -11,7 +11,7 @@ import torch
 from posthoc_inn import drawing
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.concepts import RANDOM, RESIDUAL
-from posthoc_inn.errors import ConfigError, DataError
+from posthoc_inn.errors import ConfigError, DataError, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,11 +111,13 @@ class SweepResult(Result):
 
     def table(self) -> str:
         """Return a Markdown table: a row a point, total effect and first-order share in per cent."""
-        columns = {self.axis: [p.name for p in self.points]}
+        columns = {self.axis: [_cell(p.name) for p in self.points]}
         columns["accuracy"] = [_percent(p.accuracy) for p in self.points]
         for name in self.concept_names:
             shares = zip(self.share(name), self.share(name, "first_order"), strict=True)
-            columns[f"{name}, total / first"] = [f"{_percent(total)} / {_percent(first)}" for total, first in shares]
+            columns[f"{_cell(name)}, total / first"] = [
+                f"{_percent(total)} / {_percent(first)}" for total, first in shares
+            ]
         columns["explained by v"] = [_percent(p.explained_by_invariances) for p in self.points]
         columns["t, nats"] = [f"{p.held_out:.1f}" for p in self.points]
         columns["agreement"] = [_percent(p.agreement) for p in self.points]
@@ -170,6 +172,10 @@ class SweepResult(Result):
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         ax.set_yticks([tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick <= min(100, ax.get_ylim()[1])])
         return figure
+
+
+def _cell(name: str) -> str:
+    return shown(name, 60).replace("|", "\\|")
 
 
 def _percent(value: float | None) -> str:

@@ -157,7 +157,7 @@ class TensorFile:
         ]
         report = "; ".join(p for p in parts if p)
         if report:
-            raise BundleError(f"The tensors of {self.what} are not those that bundle.json describes: {report}.")
+            raise BundleError(f"The tensors of {self.what} are not those that bundle.json describes: {shown(report)}.")
 
     def read(self) -> dict[str, Tensor]:
         """Read every tensor; they share one buffer.
@@ -195,7 +195,7 @@ def _is_sound(tensor: Tensor) -> bool:
 def _listing(what: str, items: list[str], start: str = "") -> str:
     if not items:
         return ""
-    return f"{start} {what}: ".lstrip() + listed(items, 3, 130)
+    return f"{start} {what}: ".lstrip() + listed(items, 3, 100)
 
 
 def read_tensors(

@@ -7,7 +7,8 @@ import textwrap
 from posthoc_inn.names import visible
 
 LINES, LETTERS = 12, 100
-"""Lines of a text, and letters of a line, that a figure has room for."""
+"""Lines of a text, and letters of a line, that a figure has room for; few letters where a picture's width is all."""
+FEW = 24
 
 
 def shortened(text: str, width: int = 14) -> str:
@@ -34,20 +35,20 @@ def wrapped(layer: str, width: int = 14) -> str:
 def as_label(name: str, width: int = 32) -> str:
     r"""Return a user's name as matplotlib takes it for a title, a tick or a legend.
 
-    >>> as_label("$x^$"), as_label("_hidden")
-    ('\\$x^\\$', ' _hidden')
+    >>> as_label("$x^$"), as_label("_hidden"), as_label("")
+    ('\\$x^\\$', ' _hidden', "''")
     """
-    # An even number of dollar signs would be mathematics; a legend leaves out what begins with an underscore.
-    name = shortened(name, width).replace("$", r"\$")
+    # An even number of dollar signs would be mathematics; a legend leaves out nothing, and what an underscore begins.
+    name = shortened(name if name.strip() else repr(name), width).replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
 
 
-def cleaned(text: str) -> str:
-    r"""Return a text of several lines as matplotlib takes it.
+def cleaned(text: str, letters: int = LETTERS, most: int = LINES) -> str:
+    r"""Return a text of `most` lines at the most as matplotlib takes it.
 
     >>> cleaned("$x^$" + chr(10) + "y")
     '\\$x^\\$\ny'
     """
-    lines = text.split("\n")
-    more = ["…"] * (len(lines) > LINES)
-    return "\n".join([*(shortened(line, LETTERS) for line in lines[:LINES]), *more]).replace("$", r"\$")
+    lines = text.split("\n") if most > 1 else [text]
+    more = ["…"] * (len(lines) > most)
+    return "\n".join([*(shortened(line, letters) for line in lines[:most]), *more]).replace("$", r"\$")

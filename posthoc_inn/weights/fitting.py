@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posthoc_inn.errors import DataError, listed
+from posthoc_inn.errors import DataError, listed, shown
 
 _OPTIONAL = "num_batches_tracked"
 """Counter of batch norm that checkpoints from before PyTorch 0.4.1 lack; inference does not use it."""
@@ -103,7 +103,7 @@ def listing(head: str, items: list[str], limit: int = 4) -> str:
     """
     if not items:
         return ""
-    return f"{head} ({listed(items, limit, 120)})"
+    return f"{head} ({listed(items, limit, 100)})"
 
 
 def _unwrapped_names(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -196,7 +196,7 @@ def _check_fit(
     report = "; ".join(part for part in parts if part)
     if report:
         raise DataError(
-            f"The weights of {source} do not fit the {type(model).__name__}: {report}. Are they another "
+            f"The weights of {source} do not fit the {type(model).__name__}: {shown(report)}. Are they another "
             "network's, or another number of classes?"
         )
 
