@@ -77,6 +77,12 @@ def test_what_is_drawn_is_the_name_itself():
     assert text._preprocess_math(text.get_text()) == ("$x^$", False)
 
 
+def test_a_plugins_figure_with_a_name_that_is_no_mathematics_is_still_saved():
+    figure, ax = axes(None, 4, 3)
+    ax.set_title("$x^$")
+    check(figure)
+
+
 def test_long_names_are_cut_and_control_characters_seen():
     assert shortened("a\x1b" + "b" * 50, 8) == "a\\x1bbb…"
     assert wrapped("n." * 2500).count("\n") < 12
