@@ -81,7 +81,7 @@ def test_a_message_of_a_megabyte_keeps_its_beginning_and_its_advice():
         (["digit", "n" * 5000], "up to 200 letters, got 5,000: 'nnn"),
         (["residual"], "'residual' means something else"),
         (["(random)"], "means something else"),
-        (["digit", 3], "must be text, got 3: a int"),
+        (["digit", 3], "must be text, got 3, of the type int"),
     ],
 )
 def test_a_name_that_no_concept_can_have_is_refused(names, told):

@@ -35,7 +35,7 @@ def check_names(names: Sequence[object]) -> None:
     for name in names:
         told = quoted(name)
         if not isinstance(name, str):
-            problems.check(False, f"a name must be text, got {told}: a {type(name).__name__}")
+            problems.check(False, f"a name must be text, got {told}, of the type {type(name).__name__}")
             continue
         problems.check(bool(name.strip()), f"a name must not be blank, got {told}")
         problems.check(len(name) <= LONGEST_NAME, f"a name has up to {LONGEST_NAME} letters, got {len(name):,}: {told}")
