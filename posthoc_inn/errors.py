@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from posthoc_inn.names import visible
+
+LONGEST_MESSAGE = 1500
+"""Letters of a message, whatever was put into it."""
 
 
 class PosthocInnError(Exception):
     """Root of every error raised on purpose; the command line turns it into one line and exit code 1."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) <= LONGEST_MESSAGE:
+            return text
+        # The end says what to do.
+        return f"{text[: LONGEST_MESSAGE - 505]} ... {text[-500:]}"
 
 
 class LayerNotFoundError(PosthocInnError, LookupError):
@@ -62,6 +74,41 @@ class PosthocInnWarning(UserWarning):
     """Root of every warning issued on purpose."""
 
 
+LONGEST = 200
+"""Letters of a name that are compared with others."""
+
+
+def shown(text: object, limit: int = 400) -> str:
+    r"""Return a stranger's text on one line, cut to `limit` characters, with control characters written out.
+
+    What users and files say is quoted in messages: it must not fill or steer a terminal.
+
+    >>> shown("a\x1b[2J" + chr(10) + "b"), shown("a" * 50, 10)
+    ('a\\x1b[2J b', 'aaaaaaa...')
+    """
+    line = visible(" ".join(str(text).split())[: limit + 1])
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def quoted(name: object) -> str:
+    """Return a name that was received, in quotes and cut.
+
+    >>> quoted("layer3"), len(quoted("a" * 1000))
+    ("'layer3'", 80)
+    """
+    return shown(repr(name), 80)
+
+
+def listed(items: Sequence[object], limit: int = 8, width: int = 80) -> str:
+    """Return the first items of a list, each cut, and how many more there are.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b, and 1 more'
+    """
+    more = f", and {len(items) - limit:,} more" if len(items) > limit else ""
+    return ", ".join(shown(item, width) for item in items[:limit]) + more
+
+
 def suggest(name: str, known: Iterable[str], *, limit: int = 8) -> str:
     """Return the sentence that names what is accepted, nearest first.
 
@@ -73,17 +120,15 @@ def suggest(name: str, known: Iterable[str], *, limit: int = 8) -> str:
     Returns:
         ``"Did you mean 'layer3'? Known: ..."``, or ``"None are known."``.
     """
-    names = list(known)
+    names, name = list(known), name[:LONGEST]
     if not names:
         return "None are known."
     lowered = {n.lower(): n for n in reversed(names)}
     near = [lowered[n] for n in difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.6)]
     if not near:
         near = [n for n in names if name.lower() in n.lower()][:3]
-    shown = near + [n for n in names if n not in near]
-    more = f", and {len(shown) - limit} more" if len(shown) > limit else ""
-    hint = "Did you mean " + " or ".join(repr(n) for n in near) + "? " if near else ""
-    return f"{hint}Known: {', '.join(shown[:limit])}{more}."
+    hint = "Did you mean " + " or ".join(quoted(n) for n in near) + "? " if near else ""
+    return f"{hint}Known: {listed(near + [n for n in names if n not in near], limit)}."
 
 
 def is_count(value: object, low: int) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from posthoc_inn.errors import DataError
+from posthoc_inn.names import encodable
 
 FREE_SPACE = "Make room there, or choose another directory."
 
@@ -18,13 +19,16 @@ FREE_SPACE = "Make room there, or choose another directory."
 def plain(value: Any) -> Any:
     """Return what JSON can hold: keys as text, tuples as lists, figures that are not finite as None.
 
-    What has a `to_dict` becomes what that returns; anything else stays as it is.
+    What has a `to_dict` becomes what that returns; anything else stays as it is. Text stays true, but for what no
+    file can hold.
 
     >>> plain({"a": (1.0, float("nan")), 2: [float("inf")]})
     {'a': [1.0, None], '2': [None]}
     """
+    if isinstance(value, str):
+        return encodable(value)
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {encodable(str(k)): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     if callable(getattr(value, "to_dict", None)):
@@ -45,7 +49,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
     b'new'
     """
     partial = partial_of(path)
-    partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    partial.write_bytes(encodable(content).encode() if isinstance(content, str) else content)
     os.replace(partial, path)
 
 

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from posthoc_inn.names import visible
+
 
 class Reporter:
     """Receives what a fit tells; this one ignores all of it.
@@ -56,7 +58,7 @@ class RichReporter(Reporter):
         self._stages, self._stage_number = stages, 0
         self._task: TaskID | None = None
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -79,7 +81,7 @@ class RichReporter(Reporter):
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(visible(text, keep="\n"), highlight=False, markup=False, soft_wrap=True)
 
     def stage(self, name: str, total: int | None) -> None:
         """Begin a stage."""
@@ -87,7 +89,7 @@ class RichReporter(Reporter):
         which = f"{self._stage_number}/{self._stages} " if self._stages else ""
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(f"{which}{name}", total=total, figures="")
+        self._task = self._progress.add_task(f"{which}{visible(name)}", total=total, figures="")
 
     def advance(self, done: int, figures: dict[str, float] | None = None) -> None:
         """Move the bar."""

@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -26,10 +25,11 @@ from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import Config
 from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, TrainingError
 from posthoc_inn.features import LayerExtractor
-from posthoc_inn.files import replace_file, writing
+from posthoc_inn.files import plain, replace_file, writing
 from posthoc_inn.fit import FitRequest
 from posthoc_inn.images import BatchSource
 from posthoc_inn.interpreter import Interpreter
+from posthoc_inn.names import file_name
 from posthoc_inn.progress import Reporter
 from posthoc_inn.weights import fingerprint, load_weights
 
@@ -136,7 +136,7 @@ def run_job(job: SweepJob, reporter: Reporter | None = None) -> dict[str, Any]:
         "prediction_kind": metrics.get("prediction_kind"),
     }
     with writing(out / RESULT):
-        replace_file(out / RESULT, json.dumps(result, indent=1))
+        replace_file(out / RESULT, json.dumps(plain(result), indent=1))
     return result
 
 
@@ -338,7 +338,7 @@ def _sweep(
 
     def job(point: Point, shared: Mapping[str, Any], concepts: Any) -> SweepJob:
         name, position, model, weights, layer, alone = point
-        own = dataclasses.replace(request, out=Path(request.out or ".") / _directory(name), concepts=concepts)
+        own = dataclasses.replace(request, out=Path(request.out or ".") / file_name(name), concepts=concepts)
         return SweepJob(name, position, model, weights, layer, own, {**common.options, **alone, **shared})
 
     shared: dict[str, Any] = {} if autoencoder is None else {"autoencoder": autoencoder}
@@ -387,13 +387,3 @@ def _run(
                 raise
             failed[job.name] = f"{type(error).__name__}: {error}"  # a worker that died, a job that cannot be pickled
     return results, failed
-
-
-def _directory(name: str) -> str:
-    """Return a directory's name for a point's."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
-    return (
-        plain
-        if plain == name and name not in ("", ".", "..")
-        else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    )

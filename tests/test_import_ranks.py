@@ -10,6 +10,7 @@ from posthoc_inn.cli.main import COMMANDS
 ROOT = Path(__file__).parents[1] / "posthoc_inn"
 
 RANKS = {
+    "names": -1,
     "errors": 0,
     "protocols": 0,
     "files": 0.5,
@@ -47,7 +48,7 @@ RANKS = {
 
 LIGHT = [
     f"posthoc_inn{name}"
-    for name in ("", ".errors", ".config", ".plugins", ".builtin", ".builtin.hooks", ".cli", ".cli.main")
+    for name in ("", ".names", ".errors", ".config", ".plugins", ".builtin", ".builtin.hooks", ".cli", ".cli.main")
 ]
 """What is imported before anything is known of what the user wants."""
 

@@ -75,7 +75,8 @@ class EditGallery(Result):
 
     def figure(self) -> Figure:
         """Draw the grid."""
-        labels = ["image", "recon-\nstructed", "source", *(f"{c.name}\nof source" for c in self.concepts)]
+        changed = [f"{drawing.shortened(c.name)}\nof source" for c in self.concepts]
+        labels = ["image", "recon-\nstructed", "source", *changed]
         return drawing.grid(drawing.columns_of(self.pictures, headings=labels, gaps=(2, 3)))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from posthoc_inn.analysis.frechet import FeatureNetwork, Features, Frechet, batches, comparability, inception_weights
 from posthoc_inn.analysis.results import Result, by_name
 from posthoc_inn.concepts import ConceptModel
-from posthoc_inn.drawing import columns_of, grid
+from posthoc_inn.drawing import columns_of, grid, shortened
 from posthoc_inn.errors import ConfigError, DataError, Problems
 from posthoc_inn.objectives import drawn
 from posthoc_inn.pipeline import Pipeline
@@ -137,7 +137,7 @@ class GenerativeQuality(Result):
         """Draw pictures of each kind, one row a kind, with their distance."""
         return grid(
             columns_of(torch.stack([c.pictures for c in self.comparisons])),
-            row_labels=[f"{c.name}\nFréchet {_text(c)}" for c in self.comparisons],
+            row_labels=[f"{shortened(c.name, 32)}\nFréchet {_text(c)}" for c in self.comparisons],
         )
 
 

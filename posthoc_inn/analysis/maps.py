@@ -103,7 +103,7 @@ class InvarianceMaps(Result):
         from matplotlib.colors import Normalize
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-        from posthoc_inn.drawing import BLUE, INK, MAP, SOFT, Column, grid, new_figure, plain, wrapped
+        from posthoc_inn.drawing import BLUE, INK, MAP, SOFT, Column, as_label, grid, new_figure, plain, wrapped
 
         n = min(rows, len(self.inputs))
         shown = torch.cat([layer.variance_map[:n].flatten() for layer in self.layers])
@@ -145,7 +145,7 @@ class InvarianceMaps(Result):
             right.yaxis.set_major_locator(LogLocator(subs=steps))
             right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
             right.yaxis.set_minor_formatter(NullFormatter())
-        right.set_xticks(depth, [layer.layer for layer in self.layers], rotation=30, ha="right")
+        right.set_xticks(depth, [as_label(layer.layer) for layer in self.layers], rotation=30, ha="right")
         right.margins(x=0.15, y=0.15)
         right.set(ylabel=f"variance, mean over pixels\nand {self.images} image{'s' * (self.images > 1)}")
         right.set_box_aspect(0.8)

@@ -114,7 +114,7 @@ class ConceptRelevance(Result):
                 ha="left",
                 va="bottom",
             )
-        ax.set_yticks(range(len(shown)), [c.name for c in reversed(shown)])
+        ax.set_yticks(range(len(shown)), [drawing.as_label(c.name) for c in reversed(shown)])
         drawing.plain(ax)
         ax.tick_params(axis="y", labelsize=9, labelcolor=drawing.INK)
         ax.set(xlim=(0, 1.12), xlabel="share of the concept's variance that z explains: first order / total effect")

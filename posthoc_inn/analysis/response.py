@@ -17,7 +17,7 @@ from posthoc_inn.analysis.comparable import check_gives_classes
 from posthoc_inn.analysis.editing import Names, factor_columns, listed_factors
 from posthoc_inn.analysis.results import Result, by_name, share_with_error
 from posthoc_inn.concepts import ConceptModel
-from posthoc_inn.drawing import BLUE, INK, ORANGE, SOFT, new_figure, plain
+from posthoc_inn.drawing import BLUE, INK, ORANGE, SOFT, as_label, new_figure, plain
 from posthoc_inn.errors import ConfigError, Problems, ShapeError
 from posthoc_inn.features.outputs import is_classification
 from posthoc_inn.pipeline import Pipeline
@@ -159,7 +159,7 @@ class Response(Result):
         rows, shown = len(self.factors), len(self.class_names)
         figure = new_figure(9.2, 0.75 + 1.45 * rows)
         grid = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey="col", width_ratios=(1.5, 1))
-        places = list(range(shown))
+        places, classes = list(range(shown)), [as_label(name, 16) for name in self.class_names]
         for row, factor in enumerate(self.factors):
             left, right = grid[row]
             left.boxplot(
@@ -181,9 +181,10 @@ class Response(Result):
             right.bar(places, other, bottom=same, color=ORANGE, width=0.7, label="another class")
             for ax in (left, right):
                 plain(ax)
-                ax.set_xticks(places, self.class_names, rotation=90 if max(map(len, self.class_names)) > 3 else 0)
+                ax.set_xticks(places, classes, rotation=90 if max(map(len, classes)) > 3 else 0)
             left.set_title(
-                f"{factor.name} ({factor.width} dims): spread {factor.spread:.2f} ± {factor.spread_error:.2f} nats",
+                f"{as_label(factor.name, 24)} ({factor.width} dims): spread {factor.spread:.2f} ± "
+                f"{factor.spread_error:.2f} nats",
                 size=8.5,
                 color=INK,
                 loc="left",

@@ -17,7 +17,7 @@ from posthoc_inn.analysis.optional import require
 from posthoc_inn.analysis.response import ornstein_uhlenbeck
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.concepts import ConceptModel
-from posthoc_inn.drawing import INK, PALETTE, SOFT, new_figure, plain
+from posthoc_inn.drawing import INK, PALETTE, SOFT, as_label, new_figure, plain
 from posthoc_inn.errors import ConfigError, Problems, ShapeError
 from posthoc_inn.seeds import derived
 from posthoc_inn.training.threads import using_threads
@@ -98,14 +98,15 @@ class ResponseEmbedding(Result):
             ax.plot(*path.T.numpy(), color=SOFT, linewidth=0.8)
             ax.plot(*path[1:].T.numpy(), "x", color="black", markersize=4)
             ax.plot(*path[:1].T.numpy(), "o", color="white", markeredgecolor="black", markersize=8)
-            ax.set_title(f"walk in {found.name}: {100 * found.stays:.0f} % of steps keep the label", size=9, color=INK)
+            title = f"walk in {as_label(found.name, 24)}: {100 * found.stays:.0f} % of steps keep the label"
+            ax.set_title(title, size=9, color=INK)
             plain(ax)
             ax.set_xticks([])
             ax.set_yticks([])
         from matplotlib.lines import Line2D
 
         shown = [
-            Line2D([], [], marker="o", linestyle="", color=colors[k % len(colors)], label=name)
+            Line2D([], [], marker="o", linestyle="", color=colors[k % len(colors)], label=as_label(name))
             for k, name in enumerate(self.class_names[:24])
         ]
         shown.append(Line2D([], [], marker="x", linestyle="", color="black", label="walk"))

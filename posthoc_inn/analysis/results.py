@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from posthoc_inn.errors import listed, shown
 from posthoc_inn.files import plain
 
 
@@ -25,7 +26,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         def cell(value: Any) -> str:
-            return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+            return html.escape(f"{value:.4g}" if isinstance(value, float) else shown(value, 2000))
 
         rows = "".join(
             f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{cell(value)}</td></tr>"
@@ -53,7 +54,7 @@ def by_name(parts: Iterable[N], name: str, kind: str) -> N:
     """
     found = {part.name: part for part in parts}
     if name not in found:
-        raise KeyError(f"There is no {kind} {name!r}; there are {', '.join(found)}.")
+        raise KeyError(f"There is no {kind} {name!r}; there are {listed(list(found))}.")
     return found[name]
 
 

@@ -13,6 +13,7 @@ from posthoc_inn import drawing
 from posthoc_inn.analysis.faithfulness import compare_predictions
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.errors import ConfigError
+from posthoc_inn.names import without_blanks
 from posthoc_inn.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ def samples(
         compared = {} if asked is None else compare_predictions(own, asked, n)
         if asked is not None and not own.is_floating_point():
             count = output.shape[1]
-            known = [str(k) for k in (class_names if len(class_names) == count else range(count))]
+            # Blank means "the same" below.
+            known = without_blanks(str(k) for k in (class_names if len(class_names) == count else range(count)))
             predictions = tuple(_named(row, known) for row in own)
             named = [_named(row, known) for row in asked]
             rows = (zip(named[k * n : k * n + n], [name] * n, strict=True) for k, name in enumerate(predictions))

@@ -14,7 +14,7 @@ from torch import Tensor
 from posthoc_inn.analysis.editing import Names, factor_columns, listed_factors
 from posthoc_inn.analysis.results import Result, by_name, share_with_error
 from posthoc_inn.concepts import ConceptModel
-from posthoc_inn.drawing import BLUE, INK, ORANGE, RED, SOFT, new_figure, plain
+from posthoc_inn.drawing import BLUE, INK, ORANGE, RED, SOFT, as_label, new_figure, plain
 from posthoc_inn.errors import ConfigError, Problems, ShapeError
 from posthoc_inn.pipeline import Pipeline
 
@@ -135,7 +135,7 @@ class ConceptSensitivity(Result):
                     elinewidth=1,
                 )
             ax.axvline(getattr(self.between, kind), color=SOFT, linewidth=1, linestyle=(0, (4, 3)), label="other image")
-            ax.set_yticks(rows, [f"{c.name} ({c.width})" for c in order])
+            ax.set_yticks(rows, [f"{as_label(c.name)} ({c.width})" for c in order])
             ax.set_xlabel(f"{'Euclidean' if kind == 'euclidean' else kind} distance, mean ± 2 standard errors")
             ax.set_xlim(left=0)
             plain(ax)

@@ -11,7 +11,7 @@ import torch
 from posthoc_inn import drawing
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.concepts import RANDOM, RESIDUAL
-from posthoc_inn.errors import ConfigError, DataError
+from posthoc_inn.errors import ConfigError, DataError, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,11 +114,13 @@ class SweepResult(Result):
 
     def table(self) -> str:
         """Return a Markdown table: a row a point, total effect and first-order share in per cent."""
-        columns = {self.axis: [p.name for p in self.points]}
+        columns = {self.axis: [_cell(p.name) for p in self.points]}
         columns["accuracy"] = [_percent(p.accuracy) for p in self.points]
         for name in self.concept_names:
             shares = zip(self.share(name), self.share(name, "first_order"), strict=True)
-            columns[f"{name}, total / first"] = [f"{_percent(total)} / {_percent(first)}" for total, first in shares]
+            columns[f"{_cell(name)}, total / first"] = [
+                f"{_percent(total)} / {_percent(first)}" for total, first in shares
+            ]
         columns["explained by v"] = [_percent(p.explained_by_invariances) for p in self.points]
         columns["t, nats"] = [f"{p.held_out:.1f}" for p in self.points]
         columns["agreement"] = [_percent(p.agreement) for p in self.points]
@@ -135,17 +137,18 @@ class SweepResult(Result):
         is_named = self.axis != "training step"
         x = list(range(len(self.points))) if is_named else [p.position for p in self.points]
         for color, name in zip(drawing.PALETTE, self.concept_names, strict=False):
+            legend = drawing.as_label(name)
             shares = [p.concepts[name]["total_effect"] for p in self.points]
             value = [100 * s["value"] for s in shares]
             error = [100 * s["standard_error"] for s in shares]
             ax.errorbar(
-                x, value, yerr=error, color=color, linewidth=1.8, marker="o", markersize=3.5, capsize=2, label=name
+                x, value, yerr=error, color=color, linewidth=1.8, marker="o", markersize=3.5, capsize=2, label=legend
             )
             ax.plot(x, [100 * v for v in self.share(name, "first_order")], color=color, linewidth=1.2, linestyle=":")
-        ax.set(xlabel=self.axis, ylabel="explained by z, % of the concept's variance")
+        ax.set(xlabel=drawing.as_label(self.axis), ylabel="explained by z, % of the concept's variance")
         drawing.plain(ax)
         if is_named:
-            ax.set_xticks(x, [p.name for p in self.points], rotation=25, ha="right")
+            ax.set_xticks(x, [drawing.as_label(p.name) for p in self.points], rotation=25, ha="right")
         accuracies = [p.accuracy for p in self.points]
         handles, labels = ax.get_legend_handles_labels()
         if all(a is not None for a in accuracies) and len(set(accuracies)) > 1:
@@ -174,6 +177,10 @@ class SweepResult(Result):
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         ax.set_yticks([tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick <= min(100, ax.get_ylim()[1])])
         return figure
+
+
+def _cell(name: str) -> str:
+    return shown(name, 60).replace("|", "\\|")
 
 
 def _percent(value: float | None) -> str:

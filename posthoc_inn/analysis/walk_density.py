@@ -12,7 +12,7 @@ from torch import Tensor
 
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.concepts import ConceptModel
-from posthoc_inn.drawing import INK, PALETTE, axes, plain
+from posthoc_inn.drawing import INK, PALETTE, as_label, axes, plain
 from posthoc_inn.errors import ConfigError, ShapeError
 from posthoc_inn.objectives import flow_nll
 
@@ -87,11 +87,11 @@ class WalkDensity(Result):
         """Draw nats along the way, one line a kind of walk with two standard errors around it."""
         figure, ax = axes(ax, 5.6, 3.0)
         for color, (name, nats) in zip(PALETTE * len(self.nats), self.nats.items(), strict=False):
-            ax.plot(self.positions, nats, color=color, linewidth=1.6, label=name)
+            ax.plot(self.positions, nats, color=color, linewidth=1.6, label=as_label(name))
             low, high = ([m + sign * 2 * e for m, e in zip(nats, self.errors[name], strict=True)] for sign in (-1, 1))
             ax.fill_between(self.positions, low, high, color=color, alpha=0.18, linewidth=0)
         ax.set(xlabel="share of the way from one image to the other", ylabel="negative log-likelihood, nats")
-        ax.set_title(f"under {self.density}; lower is likelier", size=8.5, color=INK, loc="left")
+        ax.set_title(f"under {as_label(self.density, 60)}; lower is likelier", size=8.5, color=INK, loc="left")
         plain(ax)
         ax.legend(frameon=False, fontsize=8, labelcolor=INK)
         return figure

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from posthoc_inn.bundle.allocation import TooLargeError, allowance, bounded
 from posthoc_inn.bundle.load import load_model_state, model_specs
-from posthoc_inn.bundle.members import shown
 from posthoc_inn.bundle.modules import skeleton
 from posthoc_inn.bundle.record import Bundle
 from posthoc_inn.bundle.tensors import TensorSpec
-from posthoc_inn.errors import BundleError, DataError, PosthocInnError
+from posthoc_inn.errors import BundleError, DataError, PosthocInnError, shown
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.weights import is_weights_file, load_into, load_state, plain_state
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from posthoc_inn.bundle.members import MODEL_FILE, shown
+from posthoc_inn.bundle.members import MODEL_FILE
 from posthoc_inn.bundle.record import Document
+from posthoc_inn.errors import shown
 
 _FILES = {
     "bundle.json": "configurations, the model's fingerprint, sizes and sha256 of the other files",

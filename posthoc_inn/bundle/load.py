@@ -16,7 +16,6 @@ from posthoc_inn.bundle.members import (
     parse_json,
     read_member,
     sha256,
-    shown,
 )
 from posthoc_inn.bundle.modules import (
     AUTOENCODER,
@@ -33,7 +32,7 @@ from posthoc_inn.bundle.modules import (
 from posthoc_inn.bundle.record import AutoencoderRecord, Bundle, Document, parse_document
 from posthoc_inn.bundle.tensors import TensorFile, TensorSpec, read_tensors
 from posthoc_inn.config import AutoencoderConfig
-from posthoc_inn.errors import BundleError
+from posthoc_inn.errors import BundleError, shown
 from posthoc_inn.weights import fingerprint
 
 PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
@@ -185,13 +184,14 @@ def _check_given(record: AutoencoderRecord, autoencoder: nn.Module, directory: P
     if not isinstance(config, AutoencoderConfig) or config.replace(seed=record.config.seed) != record.config:
         raise BundleError(
             f"The given autoencoder, a {kind}, is not the one that the bundle {directory} was fitted with, a "
-            f"{shown(record.class_name, 80)}: its configuration is {config}, the bundle's {record.config}."
+            f"{shown(record.class_name, 80)}: its configuration is {shown(config, 180)}, the bundle's "
+            f"{shown(record.config, 180)}."
         )
     options = options_of(autoencoder)
     if options != record.options:
         raise BundleError(
             f"The given autoencoder has other options than the one that the bundle {directory} was fitted with: "
-            f"{options}, the bundle's {shown(record.options, 300)}."
+            f"{shown(options, 150)}, the bundle's {shown(record.options, 150)}."
         )
     found = fingerprint(autoencoder)
     if found != record.fingerprint:

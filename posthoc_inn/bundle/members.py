@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from posthoc_inn.errors import BundleError
+from posthoc_inn.errors import BundleError, shown
 
 BUNDLE_FILE = "bundle.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -31,18 +31,6 @@ LIMITS = {
     MODEL_FILE: 16 << 30,
 }
 """Bytes that are read of each member at the most."""
-
-
-def shown(text: object, limit: int = 500) -> str:
-    r"""Return `text` on one line, cut to `limit` characters, without control characters.
-
-    What a stranger's file says is quoted in messages: it must not fill or steer a terminal.
-
-    >>> shown("a\x1b[2J" + chr(10) + "b")
-    'a?[2J b'
-    """
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
-    return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
 @contextmanager

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_inn.bundle.allocation import TooLargeError, allowance, bounded
-from posthoc_inn.bundle.members import shown
 from posthoc_inn.bundle.record import ConceptRecord
 from posthoc_inn.bundle.tensors import TensorFile, TensorSpec, specs_of
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig
-from posthoc_inn.errors import BundleError, PosthocInnError
+from posthoc_inn.errors import BundleError, PosthocInnError, shown
 from posthoc_inn.flows import COUPLINGS, ConditionalFlow, FactorFlow, coupling_of
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.weights import seeded_init

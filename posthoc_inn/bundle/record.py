@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from torch import nn
 
-from posthoc_inn.bundle.members import DIGESTED, METRICS_FILE, MODEL_FILE, WEIGHTS_FILE, shown
+from posthoc_inn.bundle.members import DIGESTED, METRICS_FILE, MODEL_FILE, WEIGHTS_FILE
 from posthoc_inn.concepts import RESIDUAL, ConceptModel
+from posthoc_inn.concepts.model import LONGEST_NAME
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, Config, FlowConfig, ImageSpec
-from posthoc_inn.errors import BundleError, ConfigError, Problems
+from posthoc_inn.errors import BundleError, ConfigError, Problems, quoted, shown
 from posthoc_inn.features import PredictionKind
 from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.images import Normalization
@@ -85,7 +86,8 @@ class Bundle:
         own, given = shown(self.model_class, 80), type(model).__name__
         facts = _first_difference(self.model_tensors, describe_tensors(model), given)
         if facts is None:
-            facts = f"it has the fingerprint {self.model_fingerprint}, the given {given} has {fingerprint(model)}."
+            own_print = shown(self.model_fingerprint, 64)
+            facts = f"it has the fingerprint {own_print}, the given {given} has {fingerprint(model)}."
         return BundleError(
             f"The bundle was fitted to another model, a {own}: {facts} Pass the model with the weights it was "
             "fitted to; or, if the other one is meant, load with allow_other_model=True."
@@ -232,7 +234,9 @@ class ConceptRecord(Config):
             f"sizes must be {len(self.names) + 1} positive widths that add up to {self.flow.dim}, got {self.sizes}",
         )
         problems.check(len({RESIDUAL, *self.names}) == len(self.sizes), "concepts need different names")
-        problems.check(all(0 < len(n) <= 200 for n in self.names), "names must have 1 to 200 characters")
+        problems.check(
+            all(0 < len(n) <= LONGEST_NAME for n in self.names), f"names must have 1 to {LONGEST_NAME} characters"
+        )
         fits = bool(self.shape) and all(s >= 1 for s in self.shape) and math.prod(self.shape) == self.flow.dim
         problems.check(fits, f"shape {self.shape} has not the flow's {self.flow.dim} values")
         problems.check(abs(self.flow.seed) < 1 << 63, "a seed must have at most 63 bits")
@@ -349,7 +353,7 @@ def parse_document(data: Any, directory: object) -> Document:
         )
     version = data.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise BundleError(f"The bundle {directory} states no valid format version, got {shown(repr(version), 60)}.")
+        raise BundleError(f"The bundle {directory} states no valid format version, got {quoted(version)}.")
     if version > FORMAT_VERSION:
         raise BundleError(
             f"The bundle {directory} was written by a newer version of posthoc-inn, "

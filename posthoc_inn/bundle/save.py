@@ -29,7 +29,6 @@ from posthoc_inn.bundle.members import (
     parse_json,
     read_member,
     sha256,
-    shown,
 )
 from posthoc_inn.bundle.modules import AUTOENCODER, CONCEPTS, FLOW, is_rebuildable
 from posthoc_inn.bundle.record import (
@@ -46,7 +45,7 @@ from posthoc_inn.bundle.record import (
 )
 from posthoc_inn.bundle.tensors import MAX_HEADER
 from posthoc_inn.config import AutoencoderConfig
-from posthoc_inn.errors import BundleError, ConfigError
+from posthoc_inn.errors import BundleError, ConfigError, listed, shown
 from posthoc_inn.files import plain
 from posthoc_inn.weights import fingerprint, plain_state
 
@@ -180,7 +179,7 @@ def _tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
     strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if strange:
         raise BundleError(
-            f"{type(module).__name__} keeps state that is no tensor and cannot be stored: {', '.join(strange)}."
+            f"{type(module).__name__} keeps state that is no tensor and cannot be stored: {listed(strange)}."
         )
     return {prefix + n: t.to(torch.float32) if t.is_floating_point() else t for n, t in state.items()}
 

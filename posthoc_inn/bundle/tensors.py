@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from posthoc_inn.bundle.members import BUNDLE_FILE, LIMITS, open_member, parse_json, read_exactly, sha256, shown
+from posthoc_inn.bundle.members import BUNDLE_FILE, LIMITS, open_member, parse_json, read_exactly, sha256
 from posthoc_inn.bundle.record import MemberRecord
-from posthoc_inn.errors import BundleError
+from posthoc_inn.errors import BundleError, listed, shown
 
 MAX_HEADER = LIMITS[BUNDLE_FILE]
 DTYPES = {
@@ -157,7 +157,7 @@ class TensorFile:
         ]
         report = "; ".join(p for p in parts if p)
         if report:
-            raise BundleError(f"The tensors of {self.what} are not those that bundle.json describes: {report}.")
+            raise BundleError(f"The tensors of {self.what} are not those that bundle.json describes: {shown(report)}.")
 
     def read(self) -> dict[str, Tensor]:
         """Read every tensor; they share one buffer.
@@ -195,8 +195,7 @@ def _is_sound(tensor: Tensor) -> bool:
 def _listing(what: str, items: list[str], start: str = "") -> str:
     if not items:
         return ""
-    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return f"{start} {what}: ".lstrip() + shown(", ".join(items[:3]), 300) + more
+    return f"{start} {what}: ".lstrip() + listed(items, 3, 100)
 
 
 def read_tensors(

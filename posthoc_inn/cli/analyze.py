@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from posthoc_inn.cli.bundles import bundle_of, bundle_options, load, side_of
+from posthoc_inn.cli.echo import echo, echo_json
 from posthoc_inn.cli.options import KeyValue
 from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, UnknownNameError
 
@@ -92,17 +92,17 @@ def command(
     sections = []
     for name in wanted:
         if not as_json:
-            click.echo(f"{name} ...", err=True)
+            echo(f"{name} ...", err=True)
         sections.append(_run(interpreter, name, images, seed, settings.get(name, {}), is_asked=bool(names)))
     target = out or where.parent / "analysis"
     lead = [f"Layer {stored.extractor['layer']} of {stored.model_class}; bundle {where}; images: {data}."]
     page, plain = write_analyses(f"What {stored.extractor['layer']} knows", lead, sections, target, __version__)
     if as_json:
-        click.echo(plain.read_text().rstrip())
+        echo(plain.read_text().rstrip())
     else:
         for section in sections:
-            click.echo(f"{section.title:28} {section.problem or f'{section.seconds:.1f} s'}")
-        click.echo(f"report    {page}   (open it in a browser)\nfigures   {plain}")
+            echo(f"{section.title:28} {section.problem or f'{section.seconds:.1f} s'}")
+        echo(f"report    {page}   (open it in a browser)\nfigures   {plain}")
 
 
 def _wanted(names: tuple[str, ...], has: set[str], manager: PluginManager) -> list[str]:
@@ -137,12 +137,12 @@ def _list(manager: PluginManager, has: set[str], as_json: bool) -> None:
             }
         )
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        echo_json(rows)
         return
     for row in rows:
-        click.echo(f"{row['name']:28} {'' if row['allowed'] else '(needs --concepts) '}{row['description']}")
+        echo(f"{row['name']:28} {'' if row['allowed'] else '(needs --concepts) '}{row['description']}")
         for key, text in row["options"].items():
-            click.echo(f"{'':30}{row['name']}.{key}: {text}")
+            echo(f"{'':30}{row['name']}.{key}: {text}")
 
 
 def _settings(own: tuple[tuple[str, Any], ...], wanted: list[str]) -> dict[str, dict[str, Any]]:

@@ -66,7 +66,6 @@ def load(path: Path, model: str | None, weights: str | None, device: str) -> tup
 def rebuild(stored: Bundle, where: Path, model: str | None, weights: str | None) -> nn.Module:
     """Build the explained model from a bundle's origin (a registered name, never code) or from what is given."""
     from posthoc_inn.bundle.backbone import rebuild_backbone
-    from posthoc_inn.bundle.members import shown
     from posthoc_inn.cli.models import build_model
     from posthoc_inn.plugins import get_plugin_manager
 

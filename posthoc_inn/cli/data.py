@@ -11,6 +11,7 @@ from posthoc_inn.errors import (
     ConfigError,
     DataError,
     UnknownNameError,
+    listed,
 )
 from posthoc_inn.plugins import PluginManager
 
@@ -134,7 +135,7 @@ def folder_images(
     if classes and parts[1].classes != classes:
         unknown = sorted(set(parts[1].classes) - set(classes))
         if unknown:
-            raise DataError(f"The held-out folder has classes that {learned} lacks: {', '.join(unknown)}.")
+            raise DataError(f"The held-out folder has classes that {learned} lacks: {listed(unknown)}.")
         parts[1].number_by(classes)
     labelled = f"{len(classes)} classes (subfolders)" if classes else "no classes"
     return Images(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import click
+
+from posthoc_inn.cli.echo import echo_json
 
 MIN_PYTHON = (3, 11)
 MIN_FREE = 5 * 2**30
@@ -54,7 +55,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
             checks.append(Check(look.__name__.strip("_"), "broken", f"{type(error).__name__}: {error}"))
     is_broken = any(check.status == "broken" for check in checks)
     if as_json:
-        click.echo(json.dumps({"ok": not is_broken, "checks": [asdict(check) for check in checks]}, indent=2))
+        echo_json({"ok": not is_broken, "checks": [asdict(check) for check in checks]})
     else:
         _show(checks)
     ctx.exit(1 if is_broken else 0)
@@ -188,9 +189,8 @@ def _disk() -> list[Check]:
 
 def _show(checks: list[Check]) -> None:
     from rich.table import Table
-    from rich.text import Text
 
-    from posthoc_inn.cli.terminal import out
+    from posthoc_inn.cli.terminal import cell, out, print_lines
 
     styles = {"ok": "green", "warn": "yellow", "broken": "bold red"}
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
@@ -198,7 +198,7 @@ def _show(checks: list[Check]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for check in checks:
-        table.add_row(Text(check.status, style=styles[check.status]), Text(check.name), Text(check.told))
+        table.add_row(cell(check.status, styles[check.status]), cell(check.name), cell(check.told))
     console = out()
     console.print(table)
     bad = [check.name for check in checks if check.status == "broken"]
@@ -206,4 +206,4 @@ def _show(checks: list[Check]) -> None:
     ending = f"Broken: {', '.join(bad)}." if bad else "Everything that is needed is here."
     if warned and not bad:
         ending += f" {warned} to look at."
-    console.print(Text(f"\n{ending}"))
+    print_lines(console, ["", ending])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from posthoc_inn.cli.bundles import bundle_options, listed_images, load, read_images, write_picture
-from posthoc_inn.errors import Problems
+from posthoc_inn.cli.echo import echo, echo_json
+from posthoc_inn.errors import Problems, listed
 
 if TYPE_CHECKING:
     from posthoc_inn.interpreter import Interpreter
@@ -84,9 +84,9 @@ def command(
         seed=seed,
     )
     if as_json:
-        click.echo(json.dumps({**result, "concepts": names}, indent=2))
+        echo_json({**result, "concepts": names})
     else:
-        click.echo(f"{out}: {result['images']} images, {result['told']}. Concepts of this bundle: {', '.join(names)}.")
+        echo(f"{out}: {result['images']} images, {result['told']}. Concepts of this bundle: {listed(names, 20)}.")
 
 
 def draw(
@@ -121,11 +121,11 @@ def draw(
                 adapter.to_images(other.to(pipeline.device)).cpu()[:, None].expand(len(shown), -1, -1, -1, -1)
             )
             columns.append(interpreter.edit(images, str(concept), source=other).cpu()[:, None])
-            labels += ["source", f"{concept}\nof source"]
+            labels += ["source", f"{shortened(str(concept))}\nof source"]
             change = f"{concept} taken from {source.name}"
         elif count is not None:
             columns.append(interpreter.edit(images, str(concept), n=count, seed=seed).cpu())
-            labels += [f"{concept}\ndrawn"] * count
+            labels += [f"{shortened(str(concept))}\ndrawn"] * count
             change = f"{concept} drawn {count} times"
         else:
             other = read_images(stored, [Path(str(target))])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from posthoc_inn.cli.echo import echo_json
 from posthoc_inn.cli.options import Shape, model_options, options
 from posthoc_inn.errors import Problems
 
@@ -74,7 +74,7 @@ def command(
     name = backbone or str(model)
     if as_json:
         rows = [{**vars(info), "shape": None if info.shape is None else list(info.shape)} for info in found]
-        click.echo(json.dumps({"model": name, "input_shape": list(shape), "layers": rows}, indent=2))
+        echo_json({"model": name, "input_shape": list(shape), "layers": rows})
         return
     _show(name, shape, found)
 
@@ -96,7 +96,7 @@ def _show(name: str, shape: tuple[int, int, int], found: list[LayerInfo]) -> Non
     from rich.table import Table
     from rich.text import Text
 
-    from posthoc_inn.cli.terminal import out
+    from posthoc_inn.cli.terminal import cell, out, print_lines
 
     console = out()
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -107,13 +107,13 @@ def _show(name: str, shape: tuple[int, int, int], found: list[LayerInfo]) -> Non
     for info in found:
         output = "x".join(map(str, info.shape)) if info.shape else info.output
         table.add_row(
-            Text(info.name),
-            Text(info.type, style="dim"),
-            Text(output),
+            cell(info.name),
+            cell(info.type, "dim"),
+            cell(output),
             cuts[info.is_cut],
             str(info.calls),
-            Text(info.note),
+            cell(info.note),
         )
     console.print(table)
     sizes = "x".join(map(str, shape))
-    console.print(Text(f"\n{name}: {len(found)} layers, for an input of {sizes}. Fit one with --layer NAME."))
+    print_lines(console, ["", f"{name}: {len(found)} layers, for an input of {sizes}. Fit one with --layer NAME."])

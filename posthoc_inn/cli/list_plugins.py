@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from posthoc_inn.cli.echo import echo, echo_json
+
 
 @click.command("plugins")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -29,34 +31,32 @@ def command(as_json: bool, names: str | None) -> None:
         if kind not in registries:
             raise UnknownNameError(f"There is no kind {names!r}. {suggest(names, registries)}")
         found = sorted([*registries[kind].names(), *registries[kind].open_ended_names()])
-        click.echo(json.dumps(found) if as_json else "\n".join(found))
+        echo(json.dumps(found) if as_json else "\n".join(found))
         return
     plugins, conflicts = manager.plugins(), manager.conflicts()
     if as_json:
-        click.echo(json.dumps({"plugins": plugins, "conflicts": conflicts}, indent=2))
+        echo_json({"plugins": plugins, "conflicts": conflicts})
         return
     _show(plugins, conflicts)
 
 
 def _show(plugins: list[dict[str, Any]], conflicts: list[str]) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
-    from posthoc_inn.cli.terminal import out
+    from posthoc_inn.cli.terminal import cell, out, print_lines
 
     console = out()
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for heading in ("plugin", "version", "status", "kind", "registers"):
         table.add_column(heading, no_wrap=heading != "registers", overflow="fold")
     for plugin in plugins:
-        rows = sorted(plugin["registered"].items()) or [("", escape(plugin["error"] or ""))]
+        rows = sorted(plugin["registered"].items()) or [("", plugin["error"] or "")]
         for number, (kind, names) in enumerate(rows):
             own = (plugin["distribution"], plugin["version"], plugin["status"]) if number == 0 else ("", "", "")
-            text = names if isinstance(names, str) else escape(", ".join(names))
-            table.add_row(*map(escape, own), kind, text)
+            text = names if isinstance(names, str) else ", ".join(names)
+            table.add_row(*map(cell, own), kind, cell(text))
     console.print(table)
-    for conflict in conflicts:
-        console.print(f"conflict: {conflict}", markup=False)
+    print_lines(console, [f"conflict: {conflict}" for conflict in conflicts])
     opened = sorted({n for p in plugins for names in p["registered"].values() for n in names if n.endswith(":*")})
     if opened:
         example = opened[0].replace("*", "NAME")

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from posthoc_inn import __version__
+from posthoc_inn.cli.echo import echo
 from posthoc_inn.errors import PosthocInnError, PosthocInnWarning, suggest
 
 DEBUG = "POSTHOC_INN_DEBUG"
@@ -118,7 +119,9 @@ def main(args: list[str] | None = None) -> NoReturn:
         _tell(str(error.__cause__ or error) or "Interrupted.")
         code = EXIT_INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        echo(told.getvalue().rstrip(), err=True)
         code = error.exit_code
     except PosthocInnError as error:
         if debug:
@@ -167,7 +170,7 @@ def _never_fail_to_print() -> None:
 
 
 def _tell(text: str) -> None:
-    click.echo(text, err=True)
+    echo(text, err=True)
 
 
 def _show_own_warnings_in_a_line(debug: bool) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from posthoc_inn.cli.bundles import bundle_options, listed_images, load, read_images, write_picture
+from posthoc_inn.cli.echo import echo, echo_json
 
 if TYPE_CHECKING:
     from posthoc_inn.bundle import Bundle
@@ -61,11 +61,11 @@ def command(
     interpreter, stored = load(bundle, model, weights, device)
     result = draw(interpreter, stored, [*files, *more], count, seed, out)
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        echo_json(result)
     else:
-        click.echo(f"{out}: {len(result['images'])} images, {count} samples each, layer {stored.extractor['layer']}")
+        echo(f"{out}: {len(result['images'])} images, {count} samples each, layer {stored.extractor['layer']}")
         if result["agreement"] is not None:
-            click.echo(
+            echo(
                 f"The model predicts for {100 * result['agreement']:.0f} % of the samples what it predicts for the "
                 "image."
             )

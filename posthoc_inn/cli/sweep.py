@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from posthoc_inn.cli.echo import echo, echo_json
 from posthoc_inn.cli.options import data_options, device_option, model_options, options, training_options
 from posthoc_inn.errors import ConfigError, DataError, LayerNotFoundError, Problems
 
@@ -258,7 +259,7 @@ def _parts(given: dict[str, Any], spec: ImageSpec, stored: Any) -> _Parts:
     chosen = FitOptions(**{name: given[name] for name in names}, data_options=list(given["data_options"]))
     images = open_images(chosen, given["data"], given["draws"], manager, spec)
     for note in images.notes:
-        click.echo(f"Note: {note}", err=True)
+        echo(f"Note: {note}", err=True)
     source = BatchSource(images.train, batch_size=128, seed=given["seed"]).check()
     check_canonical(source, images.name)
     channels, height, width = source.image_shape
@@ -298,7 +299,7 @@ def _write(result: SweepResult, given: dict[str, Any], seconds: float) -> None:
     write_picture(out / FIGURE, to_png(result.figure()))
     write_picture(out / RESULT, (json.dumps(result.to_dict(), indent=1) + "\n").encode())
     if given["as_json"]:
-        click.echo(json.dumps({"out": str(out), "report": str(page), **result.to_dict()}, indent=2))
+        echo_json({"out": str(out), "report": str(page), **result.to_dict()})
         return
-    click.echo(result.table())
-    click.echo(f"\nreport    {page}   (open it in a browser)\nfigures   {plain}\nfigure    {out / FIGURE}")
+    echo(result.table())
+    echo(f"\nreport    {page}   (open it in a browser)\nfigures   {plain}\nfigure    {out / FIGURE}")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from posthoc_inn.names import visible
 from posthoc_inn.progress import Reporter, RichReporter
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class LineReporter(Reporter):
 
     def note(self, text: str) -> None:
         """Print a line."""
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text, keep="\n"), file=sys.stderr, flush=True)
 
     def stage(self, name: str, total: int | None) -> None:
         """Print the stage, with the seconds since the start."""
@@ -65,15 +66,18 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
     for finding in findings:
         if finding.group != group:
             group = finding.group
-            table.add_row("", Text(group, style="bold"), "", "")
+            table.add_row("", cell(group, "bold"), "", "")
         sign, style = MARKS[finding.status]
-        table.add_row(
-            Text(sign, style=style), Text(finding.label), Text(finding.value, style=style), Text(finding.meaning)
-        )
+        table.add_row(Text(sign, style=style), cell(finding.label), cell(finding.value, style), cell(finding.meaning))
     console.print(table)
 
 
 def print_lines(console: Console, lines: Iterable[str]) -> None:
-    """Print lines as they are."""
+    """Print lines as they are, but for what would steer the terminal."""
     for line in lines:
-        console.print(Text(line), soft_wrap=True)
+        console.print(cell(line), soft_wrap=True)
+
+
+def cell(text: str, style: str = "") -> Text:
+    """Return a stranger's text for a table: no markup is read in it, and control characters are visible."""
+    return Text(visible(text), style=style)

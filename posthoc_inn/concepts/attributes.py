@@ -10,7 +10,7 @@ from torch import Tensor
 
 from posthoc_inn.concepts.columns import MISSING, as_column
 from posthoc_inn.concepts.tables import missing_notes, open_table, read_table
-from posthoc_inn.errors import DataError, Problems, UnknownNameError, suggest
+from posthoc_inn.errors import DataError, Problems, UnknownNameError, listed, quoted, suggest
 
 __all__ = ["MISSING", "AttributeSource", "as_column", "attributes_of", "open_table", "read_table"]
 
@@ -110,19 +110,20 @@ class AttributeSource:
         names = tuple(values) if concepts is None else tuple(concepts)
         problems = Problems("AttributeSource")
         problems.check(bool(names), "there are no concepts; name at least one column")
-        problems.check(len(set(names)) == len(names), f"a concept is named twice: {', '.join(names)}")
+        problems.check(len(set(names)) == len(names), f"a concept is named twice: {listed(names)}")
         problems.check(neighbors >= 1, f"neighbors must be at least 1, got {neighbors}")
         problems.check(agree in ("drawn", "all"), f"agree must be 'drawn' or 'all', got {agree!r}")
         problems.raise_if_any()
         for name in names:
             if name not in values:
-                raise UnknownNameError(f"There is no attribute {name!r}. {suggest(str(name), values)}")
+                raise UnknownNameError(f"There is no attribute {quoted(name)}. {suggest(str(name), values)}")
         columns = {name: as_column(values[name], name) for name in names}
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
-            raise DataError(f"Attributes have one value an image; got {lengths} values.")
+            counts = [f"{length:,} of {name!r}" for name, length in lengths.items()]
+            raise DataError(f"Attributes have one value an image; got {listed(counts)}.")
         if not max(lengths.values()):
-            raise DataError(f"The attributes {', '.join(map(str, names))} have no values: one an image is needed.")
+            raise DataError(f"The attributes {listed(names)} have no values: one an image is needed.")
         self.names = names
         self.values: Mapping[str, Tensor] = columns
         self.notes = tuple(missing_notes(columns) if notes is None else notes)

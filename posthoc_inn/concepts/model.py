@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from posthoc_inn.errors import ConfigError, ShapeError, UnknownNameError, suggest
+from posthoc_inn.errors import ConfigError, Problems, ShapeError, UnknownNameError, listed, quoted, suggest
 from posthoc_inn.flows import FactorFlow
 
 RESIDUAL = "residual"
 """Name of factor 0: what no concept describes."""
 RANDOM = "(random)"
 """Name of the null concept: a factor trained on pairs that share nothing."""
+LONGEST_NAME = 200
+"""Letters of a concept's name, which a bundle keeps."""
 CHUNK = 4096
 """Rows that go through e at a time."""
 
 Space = Literal["z_bar", "z"]
 """What e is trained on: latents of the autoencoder (pictures), or a layer's representations (network response)."""
+
+
+def check_names(names: Sequence[object]) -> None:
+    """Check what a user calls concepts, before e is trained.
+
+    Raises:
+        ConfigError: A name is no text, blank, too long, there twice, or has a meaning of its own.
+    """
+    problems = Problems("concepts")
+    for name in names:
+        told = quoted(name)
+        if not isinstance(name, str):
+            problems.check(False, f"a name must be text, got {told}, of the type {type(name).__name__}")
+            continue
+        problems.check(bool(name.strip()), f"a name must not be blank, got {told}")
+        problems.check(len(name) <= LONGEST_NAME, f"a name has up to {LONGEST_NAME} letters, got {len(name):,}: {told}")
+        problems.check(name not in (RESIDUAL, RANDOM), f"{told} means something else here; take another name")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    problems.check(not twice, f"a name stands for one concept; there twice: {listed(twice, 3)}")
+    problems.raise_if_any()
 
 
 class ConceptModel(nn.Module):
@@ -62,7 +85,7 @@ class ConceptModel(nn.Module):
         self.factor_dims = flow.factor_dims
         if len(self.factor_names) != len(self.factor_dims) or len(set(self.factor_names)) != len(self.factor_names):
             raise ConfigError(
-                f"e has {len(self.factor_dims)} factors, the residual included; got the names {', '.join(self.names)}. "
+                f"e has {len(self.factor_dims)} factors, the residual included; got the names {listed(self.names)}. "
                 "Every other factor needs one, different from the others and from 'residual'."
             )
         if torch.Size(self.shape).numel() != flow.config.dim:
@@ -77,7 +100,7 @@ class ConceptModel(nn.Module):
         if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < len(self.factor_dims):
             return name
         if name not in self.factor_names:
-            raise UnknownNameError(f"There is no concept {name!r}. {suggest(str(name), self.factor_names)}")
+            raise UnknownNameError(f"There is no concept {quoted(name)}. {suggest(str(name), self.factor_names)}")
         return self.factor_names.index(str(name))
 
     def part(self, name: str | int) -> slice:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from posthoc_inn.concepts.attributes import AttributeSource, attributes_of
+from posthoc_inn.concepts.model import check_names
 from posthoc_inn.concepts.tables import TABLE_ENDINGS, open_table
-from posthoc_inn.errors import ConfigError, DataError, UnknownNameError
+from posthoc_inn.errors import ConfigError, DataError, UnknownNameError, listed, quoted
 from posthoc_inn.images import BatchSource
 from posthoc_inn.protocols import ConceptSource
 
@@ -49,11 +50,27 @@ OTHER_TABLES = (
 """Endings of tables that are not read here."""
 
 
+NO_LABELS = "concepts='labels' needs labels with the images, and the data yields none."
+
+
 class LabelsOf:
     """Stands for the labels that come with the images, of which `names` are wanted (all when None)."""
 
     def __init__(self, names: Sequence[str] | None = None) -> None:
         self.names = None if names is None else tuple(names)
+
+    @staticmethod
+    def check(data: BatchSource) -> None:
+        """Check, before anything is trained, that the data yields labels whose names can be concepts'.
+
+        Raises:
+            DataError: It yields none; the message says what was left out.
+            ConfigError: A name cannot be a concept's.
+        """
+        if not data.has_labels:
+            left = [note for note in data.notes if "label" in note.lower()]
+            raise DataError(" ".join([NO_LABELS, *left]))
+        check_names(data.label_names)
 
     def source(self, columns: Mapping[str, Tensor]) -> AttributeSource:
         """Return the source over cached rows with these labels.
@@ -62,7 +79,7 @@ class LabelsOf:
             DataError: There are no labels, or a concept cannot be learned from them.
         """
         if not columns:
-            raise DataError("concepts='labels' needs labels with the images, and the data yields none.")
+            raise DataError(NO_LABELS)
         return AttributeSource(columns, concepts=self.names)
 
 
@@ -165,8 +182,9 @@ def _by_name(name: str, data: Any, seed: int, options: Mapping[str, Any]) -> Con
         unknown = [part for part in names if part not in table]
         if unknown or not names:
             raise UnknownNameError(
-                f"There is no concept source and no attribute {(unknown or [name])[0]!r}. Attributes of the data: "
-                f"{', '.join(table)}. Sources: {', '.join(registry.names())}, {LABELS}, {ATTRIBUTES}, or a "
+                f"There is no concept source and no attribute {quoted((unknown or [name])[0])}. Attributes of the "
+                "data: "
+                f"{listed(list(table))}. Sources: {', '.join(registry.names())}, {LABELS}, {ATTRIBUTES}, or a "
                 "table (.csv, .tsv, .txt)."
             )
         return _sized(AttributeSource(table, concepts=names), data)

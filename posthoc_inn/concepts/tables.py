@@ -14,7 +14,7 @@ from torch import Tensor
 from posthoc_inn.concepts.cells import IMAGE_FILE, Cells, read_cells
 from posthoc_inn.concepts.columns import is_missing, text_column, unknown_count
 from posthoc_inn.concepts.matching import match_rows
-from posthoc_inn.errors import DataError, UnknownNameError, suggest
+from posthoc_inn.errors import DataError, UnknownNameError, quoted, suggest
 
 TABLE_ENDINGS = (".csv", ".tsv", ".tab", ".txt")
 FILE_COLUMNS = (
@@ -115,7 +115,7 @@ def open_table(
     cells = read_cells(Path(path), delimiter)
     for wanted in (*(columns or ()), *((files,) if files else ())):
         if wanted not in cells.header:
-            raise UnknownNameError(f"The table {path} has no column {wanted!r}. {suggest(wanted, cells.header)}")
+            raise UnknownNameError(f"The table {path} has no column {quoted(wanted)}. {suggest(wanted, cells.header)}")
     k = _file_column(cells, names) if files is None else cells.header.index(files)
     unnamed = [i for i, name in enumerate(cells.header) if _UNNAMED.fullmatch(name)]
     if columns is None:
@@ -155,8 +155,8 @@ def missing_notes(columns: dict[str, Tensor], texts: dict[str, list[str]] | None
             words = [
                 (cell or "empty") for cell, _ in Counter((texts or {}).get(name, ())).most_common() if is_missing(cell)
             ]
-            shown = f" ({', '.join(words[:3])})" if words else ""
-            told.append(f"{name!r} {count:,}{shown}")
+            which = f" ({', '.join(words[:3])})" if words else ""
+            told.append(f"{name!r} {count:,}{which}")
     total = len(next(iter(columns.values()))) if columns else 0
     more = f", and {len(told) - 6} columns more" if len(told) > 6 else ""
     return [f"Of {total:,} values, these are missing (-1 counts as missing): {', '.join(told[:6])}{more}."] * bool(told)

@@ -17,7 +17,8 @@ from posthoc_inn.drawing.axes import (
     to_data_uri,
     to_png,
 )
-from posthoc_inn.drawing.grids import MAP, Column, columns_of, grid, sample_columns, shortened, wrapped
+from posthoc_inn.drawing.grids import MAP, Column, columns_of, grid, sample_columns
+from posthoc_inn.drawing.text import as_label, shortened, wrapped
 
 __all__ = [
     "BLUE",
@@ -29,6 +30,7 @@ __all__ = [
     "RED",
     "SOFT",
     "Column",
+    "as_label",
     "axes",
     "columns_of",
     "grid",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,8 +64,21 @@ PALETTE = (BLUE, ORANGE, "#3d8b5f", "#8b5fb0", RED, "#4aa3b5", "#a08a3c", "#7a7f
 
 def to_png(figure: Figure, dpi: int = 150) -> bytes:
     """Return the figure as a PNG file, the same bytes for the same figure (no date inside)."""
+    try:
+        return _png(figure, dpi)
+    except ValueError:
+        # A plugin's figure may hold anybody's names as they are, and one of them be no mathematics.
+        for text in figure.findobj(matplotlib("text").Text):
+            text.set_parse_math(False)
+        return _png(figure, dpi)
+
+
+def _png(figure: Figure, dpi: int) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}, facecolor="white")
+    with warnings.catch_warnings():
+        # A box stands for a letter that the font lacks: a warning for each, in each figure, would hide all others.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}, facecolor="white")
     return buffer.getvalue()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from posthoc_inn.drawing.axes import GRID, INK, RED, SOFT, axes, picture
 from posthoc_inn.drawing.library import matplotlib
+from posthoc_inn.drawing.text import FEW, LETTERS, LINES, cleaned
 from posthoc_inn.errors import ShapeError
 
 if TYPE_CHECKING:
@@ -102,26 +102,6 @@ def sample_columns(
     return [Column(images, "input"), Column(reconstructions, "recon-\nstructed"), first, *others]
 
 
-def shortened(text: str, width: int = 14) -> str:
-    """Return `text` if it has at most `width` characters, else its beginning and "…".
-
-    >>> shortened("tabby, tabby cat"), shortened("tabby")
-    ('tabby, tabby …', 'tabby')
-    """
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def wrapped(layer: str, width: int = 14) -> str:
-    """Return a layer's dotted name on as many lines as it takes.
-
-    >>> print(wrapped("features.denseblock3.denselayer24"))
-    features.
-    denseblock3.
-    denselayer24
-    """
-    return textwrap.fill(layer.replace(".", ". "), width).replace(". ", ".")
-
-
 class _Places:
     """Where the parts of a grid stand; a picture's side is 1, and y points down."""
 
@@ -133,15 +113,18 @@ class _Places:
         self.above = 0.08 + line * _lines(column.heading for column in columns)
         footers = _lines(column.footer for column in columns)
         self.note = line * (footers + 0.5) if footers else 0.0
-        self.under = self.note + (line * (note.count("\n") + 1.5) if note else 0.0)
-        letters = max((len(text) for label in row_labels for text in label.split("\n")), default=0)
+        self.under = self.note + (line * (_lines([note]) + 0.5) if note else 0.0)
+        letters = max((min(len(text), LETTERS) for label in row_labels for text in label.split("\n")), default=0)
         self.left = LETTER * letters + 0.15 * bool(row_labels)
         self.bottom = self.rows * self.step - GAP
+        around = [line for text in (note, *(c.heading for c in columns)) for line in text.split("\n")]
+        beside = [cleaned(text, FEW, 1) for c in columns for text in (*c.labels, *c.corners, c.footer)]
+        self.least = 0.6 * LETTER * min(LETTERS, max(map(len, around + beside)))
 
     @property
     def size(self) -> tuple[float, float]:
         """Of the figure, in inches."""
-        wide, high = self.starts[-1] + 1.14 + self.left, self.bottom + 0.04 + self.above + self.under
+        wide, high = max(self.starts[-1] + 1.14, self.least) + self.left, self.bottom + 0.04 + self.above + self.under
         return wide * self.inch, high * self.inch
 
     @property
@@ -152,7 +135,7 @@ class _Places:
 
 
 def _lines(texts: Iterable[str]) -> int:
-    return max(text.count("\n") + 1 if text else 0 for text in texts)
+    return max(min(text.count("\n"), LINES) + 1 if text else 0 for text in texts)
 
 
 def grid(
@@ -189,16 +172,17 @@ def grid(
             _draw_cell(ax, column, row, (x, row * places.step), limit)
         around: dict[str, Any] = {"ha": "center", "size": 7.5, "linespacing": 0.95}
         if column.heading:
-            ax.text((x + last + 1) / 2, -0.07, column.heading, va="bottom", color=heading_color, **around)
+            heading = cleaned(column.heading, FEW * (1 + column.span))
+            ax.text((x + last + 1) / 2, -0.07, heading, va="bottom", color=heading_color, **around)
         if column.footer:
-            ax.text(x + 0.5, places.bottom + 0.06, column.footer, va="top", color=INK, **around)
+            ax.text(x + 0.5, places.bottom + 0.06, cleaned(column.footer, FEW), va="top", color=INK, **around)
         if column.rule:
             ax.plot([x - (GAP + WIDE) / 2] * 2, [-0.1, places.bottom], color=GRID, linewidth=1)
     for row, text in enumerate(row_labels):
-        ax.text(-0.14, row * places.step + 0.5, text, ha="right", va="center", size=8, color=INK)
+        ax.text(-0.14, row * places.step + 0.5, cleaned(text, LETTERS, 4), ha="right", va="center", size=8, color=INK)
     if note:
         where = places.bottom + 0.08 + places.note
-        ax.text(0, where, note, ha="left", va="top", size=7.2, color=SOFT, linespacing=1.0)
+        ax.text(0, where, cleaned(note), ha="left", va="top", size=7.2, color=SOFT, linespacing=1.0)
     ax.set(**places.limits)
     ax.set_aspect("equal")
     ax.axis("off")
@@ -218,11 +202,11 @@ def _draw_cell(ax: Axes, column: Column, row: int, corner: tuple[float, float], 
         ax.imshow(picture(image), extent=where, interpolation="nearest", zorder=2)
     if column.labels:
         color = RED if column.marked and column.marked[row] else SOFT
-        ax.text(x + 0.5, y + 1.02, column.labels[row], ha="center", va="top", size=6.8, color=color)
+        ax.text(x + 0.5, y + 1.02, cleaned(column.labels[row], FEW, 1), ha="center", va="top", size=6.8, color=color)
     if column.corners and column.corners[row]:
         frame = matplotlib("patches").Rectangle((x, y), 1, 1, fill=False, edgecolor=RED, linewidth=1.8, zorder=3)
         frame.set_clip_on(False)
         ax.add_patch(frame)
         box = {"boxstyle": "square,pad=0.18", "facecolor": RED, "edgecolor": "none"}
         style: dict[str, Any] = {"ha": "right", "va": "bottom", "size": 6.5, "color": "white", "zorder": 4, "bbox": box}
-        ax.text(x + 0.96, y + 0.95, column.corners[row], **style)
+        ax.text(x + 0.96, y + 0.95, cleaned(column.corners[row], FEW, 1), **style)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from posthoc_inn.errors import ConfigError, LayerNotFoundError, Problems, ShapeError, suggest
+from posthoc_inn.errors import ConfigError, LayerNotFoundError, Problems, ShapeError, quoted, suggest
 from posthoc_inn.features.capture import batch_size, run
 from posthoc_inn.features.cuts import few_rows, float_tensors, measure_cut
 from posthoc_inn.features.isolation import unwrap
@@ -20,6 +20,7 @@ from posthoc_inn.features.layers import (
     not_reached_note,
     parents_of,
     resolve_layer,
+    told_of_layer,
 )
 from posthoc_inn.features.outputs import KINDS, PredictionKind, Recognised, is_classification, is_one_each, said
 from posthoc_inn.features.probe import Probe
@@ -82,17 +83,17 @@ class LayerExtractor:
     ) -> None:
         problems = Problems("LayerExtractor")
         problems.check(isinstance(model, nn.Module), f"model must be a torch.nn.Module, got {type(model).__name__}")
-        problems.check(isinstance(layer, str), f"layer must be a dotted name (str), got {layer!r}")
-        problems.check(_is_key(output), f"output must be an index, a key or None, got {output!r}")
-        problems.check(call is None or _is_int(call), f"call must be an integer or None, got {call!r}")
+        problems.check(isinstance(layer, str), f"layer must be a dotted name (str), got {told_of_layer(model, layer)}")
+        problems.check(_is_key(output), f"output must be an index, a key or None, got {quoted(output)}")
+        problems.check(call is None or _is_int(call), f"call must be an integer or None, got {quoted(call)}")
         problems.check(
             isinstance(tokens, str) and tokens in get_args(Tokens),
-            f"tokens must be one of {', '.join(map(repr, get_args(Tokens)))}, got {tokens!r}",
+            f"tokens must be one of {', '.join(map(repr, get_args(Tokens)))}, got {quoted(tokens)}",
         )
-        problems.check(_is_key(prediction), f"prediction must be an index, a key or None, got {prediction!r}")
+        problems.check(_is_key(prediction), f"prediction must be an index, a key or None, got {quoted(prediction)}")
         problems.check(
             isinstance(prediction_kind, str) and prediction_kind in KINDS,
-            f"prediction_kind must be one of {', '.join(map(repr, KINDS))}, got {prediction_kind!r}",
+            f"prediction_kind must be one of {', '.join(map(repr, KINDS))}, got {quoted(prediction_kind)}",
         )
         problems.raise_if_any()
         self.model = model

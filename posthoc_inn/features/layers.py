@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from posthoc_inn.errors import LayerNotFoundError, suggest
+from posthoc_inn.errors import LayerNotFoundError, quoted, suggest
 from posthoc_inn.features.capture import batch_size, run
 from posthoc_inn.features.cuts import few_rows, float_tensors, measure_cut
 from posthoc_inn.features.isolation import is_scripted, takes_hooks, unwrap
@@ -80,8 +80,27 @@ def resolve_layer(model: nn.Module, layer: str) -> nn.Module:
             "take the module before or after it. "
         )
     raise LayerNotFoundError(
-        f"{type(root).__name__} has no layer {layer!r}. {advice}{known} list_layers(model, inputs) shows all of them."
+        f"{type(root).__name__} has no layer {quoted(layer)}. {advice}{known} "
+        "list_layers(model, inputs) shows all of them."
     )
+
+
+def told_of_layer(model: Any, layer: object) -> str:
+    """Say what was given as a layer that is no name; of a module of the model, also its name.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    >>> told_of_layer(net, net[1])
+    "the module itself, a ReLU: pass layer='1'"
+    """
+    if not isinstance(layer, nn.Module) or not isinstance(model, nn.Module):
+        return f"{quoted(layer)}, of the type {type(layer).__name__}"
+    found, kind = unwrap(layer), type(unwrap(layer)).__name__
+    if found is unwrap(model):
+        return f"the model itself: pass layer={OUTPUT!r}"
+    name = next((name for name, module in named_layers(model).items() if module is layer or module is found), None)
+    if name is None:
+        return f"a {kind} that is no module of this {type(unwrap(model)).__name__}; list_layers shows the names"
+    return f"the module itself, a {kind}: pass layer={quoted(name)}"
 
 
 def _check_hookable(root: nn.Module, layers: Mapping[str, nn.Module], name: str, module: nn.Module) -> None:

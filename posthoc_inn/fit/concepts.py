@@ -22,6 +22,7 @@ from posthoc_inn.concepts import (
     shared_directions,
     shared_score,
 )
+from posthoc_inn.concepts.model import check_names
 from posthoc_inn.config import ConceptConfig, FlowConfig
 from posthoc_inn.errors import ConfigError, DataError
 from posthoc_inn.flows import FactorFlow, set_compute_dtype
@@ -289,14 +290,15 @@ def check_sizes(sizes: Sequence[int], names: Sequence[str], dim: int) -> None:
 
 
 def check_request(wanted: ConceptRequest | BoundConcepts, config: ConceptConfig, dim: int) -> None:
-    """Check widths before anything is trained; concepts that are labels have names once these were read.
+    """Check names and widths before anything is trained; concepts that are labels have names once these were read.
 
     Raises:
-        ConfigError: Given widths do not fit, or there are more factors than dimensions.
+        ConfigError: Given widths do not fit, there are more factors than dimensions, or a name cannot be one.
     """
     sizes, names = given_sizes(wanted, config), getattr(wanted.source, "names", None)
     if names is None:
         return
+    check_names(names)
     names = (*names, RANDOM) if config.random else tuple(names)
     if sizes is not None:
         check_sizes(sizes, names, dim)

@@ -13,7 +13,7 @@ from torch import nn
 from posthoc_inn.analysis.image_metrics import check_image_metrics
 from posthoc_inn.analysis.relevance import LEAST_IMAGES
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
-from posthoc_inn.concepts import AttributeSource, ConceptModel, Space, as_source, length_of
+from posthoc_inn.concepts import AttributeSource, ConceptModel, LabelsOf, Space, as_source, length_of
 from posthoc_inn.concepts.tables import TABLE_ENDINGS
 from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, TrainConfig
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnError
@@ -337,6 +337,8 @@ def prepare(
         check_measurable(kept)
     if source.image_shape[0] != kept.image_shape[0]:
         raise DataError(f"Training images have {source.image_shape[0]} channels, held-out ones {kept.image_shape[0]}.")
+    if wanted is not None and isinstance(wanted.source, LabelsOf):
+        wanted.source.check(source)
     for note in source.notes:
         reporter.note(note)
     device = choose_device(subject.device, like=subject.extractor.model)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from posthoc_inn.config import FlowConfig
-from posthoc_inn.errors import ConfigError, DataError, ShapeError, UnknownNameError, suggest
+from posthoc_inn.errors import ConfigError, DataError, ShapeError, UnknownNameError, quoted, suggest
 from posthoc_inn.flows.actnorm import ActNorm
 from posthoc_inn.flows.block import Block, CouplingFactory, are_affine
 from posthoc_inn.flows.coupling import AffineCoupling, Context, ProjectedContext, check_context, check_width
@@ -77,7 +77,7 @@ class CouplingFlow(nn.Module):
         self.config = config
         if coupling is None:
             if config.kind not in COUPLINGS:
-                raise UnknownNameError(f"There is no coupling {config.kind!r}. {suggest(config.kind, COUPLINGS)}")
+                raise UnknownNameError(f"There is no coupling {quoted(config.kind)}. {suggest(config.kind, COUPLINGS)}")
             coupling = COUPLINGS[config.kind]
         generator = torch.Generator().manual_seed(config.seed)
         self.blocks = nn.ModuleList(Block(config, i, coupling, generator) for i in range(config.blocks))

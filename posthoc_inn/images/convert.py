@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from posthoc_inn.errors import DataError
+from posthoc_inn.errors import DataError, listed, shown
 from posthoc_inn.images.image_files import pil_to_tensor
+from posthoc_inn.names import encodable
 
 IMAGE_KEYS = ("image", "images", "pixel_values", "x", "input", "inputs", "img")
 LABEL_KEYS = ("label", "labels", "y", "target", "targets")
@@ -48,6 +50,38 @@ def _is_text(part: Any) -> bool:
     return isinstance(part, (str, bytes))
 
 
+def _is_picture(part: Any) -> bool:
+    """Say whether a part of a tuple can be nothing but an image, or several."""
+    if isinstance(part, (list, tuple)):
+        return bool(part) and all(_is_picture(p) for p in part)
+    return isinstance(part, Image.Image) or (isinstance(part, (Tensor, np.ndarray)) and part.ndim >= 3)
+
+
+def find_parts(parts: Sequence[Any]) -> tuple[int, int | None, str | None]:
+    """Return where the image and the label (or None) are in a tuple, and what to say of an unusual order.
+
+    The first is the image; another one where the first is none and it alone is one. The label follows an image that
+    comes first. Where the image does not, the label is the only other part, or the only one that is no text.
+
+    >>> find_parts((7, torch.rand(3, 8, 8)))[:2], find_parts(("a.png", torch.rand(3, 8, 8), 7))[:2]
+    ((1, 0), (1, 2))
+    """
+    pictures = [k for k, part in enumerate(parts) if _is_picture(part)]
+    if len(pictures) != 1 or pictures[0] == 0:
+        return 0, 1 if len(parts) > 1 else None, None
+    image = pictures[0]
+    others = [k for k in range(len(parts)) if k != image]
+    label = next((chosen[0] for chosen in (others, _without_texts(parts, others)) if len(chosen) == 1), None)
+    told = f"The data yields tuples in an order of their own: number {image + 1} is taken as the image"
+    if label is not None:
+        return image, label, f"{told}, number {label + 1} as the label."
+    return image, None, f"{told}, and none as the label, as {len(others)} others might be it. Yield (image, label)."
+
+
+def _without_texts(parts: Sequence[Any], chosen: Sequence[int]) -> list[int]:
+    return [k for k in chosen if as_texts(parts[k]) is None and not _is_text(parts[k])]
+
+
 def take_apart(sample: Any) -> tuple[Any, Any]:
     """Return the image part and the label part (or None) of whatever a data set or loader yields.
 
@@ -58,7 +92,7 @@ def take_apart(sample: Any) -> tuple[Any, Any]:
         found = next((k for k in IMAGE_KEYS if k in sample), None)
         if found is None:
             raise DataError(
-                f"The data yields dicts with the keys {', '.join(repr(k) for k in sample)}, none of which is "
+                f"The data yields dicts with the keys {listed([repr(k) for k in sample])}, none of which is "
                 f"known to hold images; rename one to 'image' (accepted: {', '.join(IMAGE_KEYS)}), or yield "
                 f"(image, label)."
             )
@@ -70,8 +104,34 @@ def take_apart(sample: Any) -> tuple[Any, Any]:
     if isinstance(sample, (tuple, list)):
         if not sample:
             raise DataError("The data yields empty tuples; yield an image, (image, label) or a dict.")
-        return sample[0], sample[1] if len(sample) > 1 else None
+        image, label, _ = find_parts(sample)
+        return sample[image], None if label is None else sample[label]
     return sample, None
+
+
+def _note_on(sample: Any) -> tuple[str, ...]:
+    """Return what to say of the order of a tuple's parts."""
+    note = find_parts(sample)[2] if isinstance(sample, (tuple, list)) and sample else None
+    return (note,) if note else ()
+
+
+def _check_is_picture(images: Any, sample: Any, where: str) -> None:
+    """Raise where nothing in a tuple is an image, naming each part."""
+    is_value = images is None or isinstance(images, (numbers.Number, str, bytes))
+    is_value = is_value or (isinstance(images, (Tensor, np.ndarray)) and images.ndim <= 1)
+    if isinstance(sample, (tuple, list)) and len(sample) > 1 and is_value:
+        hint = " Read files with load_image_files or ImageFiles." if _is_text(images) else ""
+        told = "; ".join(f"{k}. {_kind(part)}" for k, part in enumerate(sample[:5], 1))
+        raise DataError(
+            f"{where.capitalize()} is a {type(sample).__name__} of {told}. The image comes first, and here it is not "
+            f"clear which part is one; yield (image, label) or a dict with the key 'image'.{hint}"
+        )
+
+
+def _kind(part: Any) -> str:
+    if isinstance(part, (Tensor, np.ndarray)):
+        return f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}"
+    return _short(part)
 
 
 def read_sample(sample: Any, *, where: str, expect_batch: bool = False) -> Sample:
@@ -88,17 +148,19 @@ def read_sample(sample: Any, *, where: str, expect_batch: bool = False) -> Sampl
     if isinstance(sample, list) and sample and _holds_samples(sample):
         return collate([read_sample(s, where=where) for s in sample], where=where)
     images, labels = take_apart(sample)
+    notes = _note_on(sample)
+    _check_is_picture(images, sample, where)
     if isinstance(images, (list, tuple)):
         items = [read_sample(i, where=where) for i in images]
         if not items:
             raise DataError(f"There are no images in {where}; it holds an empty {type(images).__name__}.")
         batch = collate(items, where=where)
-        return Sample(batch.images, labels, True, batch.notes, is_per_item=True)
+        return Sample(batch.images, labels, True, (*notes, *batch.notes), is_per_item=True)
     if isinstance(images, Image.Image):
-        return Sample(pil_to_tensor(images), labels, False, ("Pillow images were converted to [0, 1].",))
+        return Sample(pil_to_tensor(images), labels, False, (*notes, "Pillow images were converted to [0, 1]."))
     tensor = as_tensor(images, where=where)
     is_batch = expect_batch or tensor.ndim > 3
-    return Sample(tensor, labels, is_batch)
+    return Sample(tensor, labels, is_batch, notes)
 
 
 def _holds_samples(sample: list[Any]) -> bool:
@@ -106,12 +168,11 @@ def _holds_samples(sample: list[Any]) -> bool:
     if all(isinstance(s, (tuple, Mapping, Image.Image)) for s in sample):
         # list(zip(*items)), that is [(image, image, ...), (label, label, ...)], is one transposed batch.
         columns = [s for s in sample if isinstance(s, tuple) and s]
-        is_transposed = (
-            len(columns) == len(sample) > 1
-            and all(_is_image_like(p) for p in columns[0])
-            and not _is_image_like(columns[1][0])
-        )
-        return not is_transposed
+        if len(columns) != len(sample) or len(sample) < 2:
+            return True
+        images = [[_is_image_like(p) for p in column] for column in columns]
+        is_transposed = all(all(found) or not any(found) for found in images)
+        return not is_transposed or all(map(all, images)) or not any(map(any, images))
     return len(sample) > 1 and all(isinstance(s, (Tensor, np.ndarray)) and s.ndim == 3 for s in sample)
 
 
@@ -160,8 +221,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text[:40] + '...' if len(text) > 40 else text}"
+    return f"{type(value).__name__} {shown(repr(value), 43)}"
 
 
 def collate(samples: Sequence[Sample], *, where: str) -> Sample:
@@ -246,13 +306,41 @@ def check_images(images: Tensor, *, where: str) -> None:
         )
 
 
+TEXT_CLASS = "class"
+"""Name of a label that comes as text."""
+
+
+def as_texts(raw: Any) -> list[str] | None:
+    """Return labels that are texts, one an image, as a list; None where they are no such thing."""
+    if isinstance(raw, np.ndarray) and raw.dtype.kind in "USO" and raw.ndim == 1:
+        raw = raw.tolist()
+    is_list = isinstance(raw, (list, tuple)) and all(r is None or _is_text(r) for r in raw)
+    if not is_list or all(r is None for r in raw):
+        return None
+    return [r.decode("utf-8", "replace") if isinstance(r, bytes) else str(r or "") for r in raw]
+
+
+def code_of(text: str) -> int:
+    """Return a number for a text, the same in every process; -1, which stands for missing, where it is blank.
+
+    >>> code_of(" cat") == code_of("cat") != code_of("dog"), code_of("")
+    (True, -1)
+    """
+    text = text.strip()
+    return int.from_bytes(hashlib.sha256(encodable(text).encode()).digest()[:7], "big") if text else -1
+
+
 def as_labels(sample: Sample) -> tuple[Labels, str | None]:
     """Turn the raw labels of a batch into tensors where they are numbers.
 
     Returns:
-        A tensor (B, ...), a dict of such tensors, or None; and a note on what was left out, or None.
+        A tensor (B, ...), a dict of such tensors, or None; and a note on what was left out, or None. Texts, one an
+        image, become numbers under the name "class": which of the model's classes they mean is not known.
     """
     raw, count = sample.labels, len(sample.images)
+    texts = as_texts(raw)
+    if texts is not None and len(texts) == count:
+        return {TEXT_CLASS: torch.tensor([code_of(text) for text in texts])}, None
     if raw is None or (isinstance(raw, (list, tuple)) and all(r is None for r in raw)):
         return None, None
     if isinstance(raw, (list, tuple)) and raw:
@@ -266,7 +354,7 @@ def as_labels(sample: Sample) -> tuple[Labels, str | None]:
         named = {str(k): _label_tensor(v, count) for k, v in raw.items()}
         left = [k for k, v in named.items() if v is None]
         kept = {k: v for k, v in named.items() if v is not None}
-        note = f"Labels left out because they are not one number or vector an image: {', '.join(left)}."
+        note = f"Labels left out because they are not one number or vector an image: {listed(left)}."
         return kept or None, note if left else None
     tensor = _label_tensor(raw, count)
     if tensor is None:

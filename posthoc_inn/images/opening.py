@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, default_collate, default_convert
 
-from posthoc_inn.errors import DataError
-from posthoc_inn.images.convert import IMAGE_KEYS, Sample, as_tensor, collate, read_sample, take_apart
+from posthoc_inn.errors import DataError, listed, quoted
+from posthoc_inn.images.convert import IMAGE_KEYS, Sample, as_tensor, collate, find_parts, read_sample, take_apart
 from posthoc_inn.images.numbering import STREAM, Numbered, is_empty, numbered, tell_rest
 from posthoc_inn.images.randomness import PrivateRandomness
 
@@ -49,17 +49,17 @@ def open_data(data: Any, batch_size: int) -> Opened:
     """
     if isinstance(data, (str, bytes, os.PathLike)) or data is None:
         raise DataError(
-            f"Data must be a DataLoader, a Dataset, a tensor or a list of images, got {data!r}; for a file "
+            f"Data must be a DataLoader, a Dataset, a tensor or a list of images, got {quoted(data)}; for a file "
             f"or folder use ImageFiles(folder, size=64) or load_image_files(paths)."
         )
     arrays = _as_arrays(data)
     if arrays is not None:
-        images, labels, rows = arrays
+        images, labels, rows, note = arrays
         images = as_tensor(images, where="the data") if isinstance(images, Tensor) else images
         if images.ndim == 0:
             raise DataError(f"Data must be images (N, C, H, W), got one number: {images!r}.")
         count = len(images) if rows is None else len(rows)
-        return Opened(count, None, lambda: _array_batches(images, labels, rows, batch_size))
+        return Opened(count, None, lambda: _array_batches((images, labels), rows, batch_size, note))
     if isinstance(data, DataLoader):
         return _open_loader(data, batch_size)
     if hasattr(data, "__next__"):
@@ -83,7 +83,7 @@ def open_data(data: Any, batch_size: int) -> Opened:
     if isinstance(data, Mapping):
         raise DataError(
             f"A dict of data must hold the images as one tensor or array under one of "
-            f"{', '.join(IMAGE_KEYS)}; got the keys {', '.join(repr(k) for k in data)}."
+            f"{', '.join(IMAGE_KEYS)}; got the keys {listed([repr(k) for k in data])}."
         )
     if not hasattr(data, "__len__"):
         raise DataError(f"The data set {type(data).__name__} has no __len__; add one, or make it an IterableDataset.")
@@ -102,8 +102,8 @@ def _is_ready_batch(sample: Any) -> bool:
     return isinstance(images, (Tensor, np.ndarray)) and images.ndim == 4
 
 
-def _as_arrays(data: Any) -> tuple[Any, Any, Tensor | None] | None:
-    """Return images, labels and the chosen rows (None: all) where the data lies in memory as a whole."""
+def _as_arrays(data: Any) -> tuple[Any, Any, Tensor | None, str | None] | None:
+    """Return images, labels, the chosen rows (None: all) and a note where the data lies in memory as a whole."""
     rows: Tensor | None = None
     while isinstance(data, Subset):
         chosen = torch.as_tensor(np.asarray(data.indices)).long().reshape(-1)
@@ -113,23 +113,31 @@ def _as_arrays(data: Any) -> tuple[Any, Any, Tensor | None] | None:
         # type() keeps subclasses with a __getitem__ of their own on the slow path.
         if type(data) is not TensorDataset:
             return None
-        tensors = data.tensors
-        return tensors[0], tensors[1] if len(tensors) > 1 else None, rows
+        return _parts(data.tensors, rows)
     if isinstance(data, (Tensor, np.ndarray)):
-        return data, None, rows
+        return data, None, rows, None
     if isinstance(data, Mapping) and not any(k in data for k in IMAGE_KEYS):
         return None
     if isinstance(data, (tuple, list, Mapping)) and data:
         images, labels = take_apart(data)
+        note = find_parts(data)[2] if isinstance(data, (tuple, list)) else None
         whole = isinstance(images, (Tensor, np.ndarray)) and (images.ndim == 4 or isinstance(data, Mapping))
         has_batch = isinstance(labels, (Tensor, np.ndarray)) and labels.ndim == 4
         is_pair = len(data) == 2 and labels is not None and not has_batch
         if whole and (is_pair or isinstance(data, Mapping)):
-            return images, labels, rows
+            return images, labels, rows, note
     return None
 
 
-def _array_batches(images: Any, labels: Any, rows: Tensor | None, batch_size: int) -> Raw:
+def _parts(tensors: Sequence[Tensor], rows: Tensor | None) -> tuple[Any, Any, Tensor | None, str | None]:
+    image, label, note = find_parts(tensors)
+    if tensors[image].ndim <= 1:
+        read_sample(tuple(tensors), where="the data")  # raises, naming each part
+    return tensors[image], None if label is None else tensors[label], rows, note
+
+
+def _array_batches(arrays: tuple[Any, Any], rows: Tensor | None, batch_size: int, note: str | None) -> Raw:
+    images, labels = arrays
     count = len(images) if rows is None else len(rows)
     named = labels if isinstance(labels, Mapping) else {"": labels}
     for start in range(0, count, batch_size):
@@ -138,7 +146,8 @@ def _array_batches(images: Any, labels: Any, rows: Tensor | None, batch_size: in
         key: Any = slice(start, stop) if rows is None else rows[start:stop]
         part = images[key if isinstance(images, Tensor) or rows is None else key.numpy()]
         cut = {k: _label_rows(v, key) for k, v in named.items()}
-        sample = Sample(as_tensor(part, where="the data"), cut if isinstance(labels, Mapping) else cut[""], True)
+        found = cut if isinstance(labels, Mapping) else cut[""]
+        sample = Sample(as_tensor(part, where="the data"), found, True, (note,) if note else ())
         yield sample, index
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from posthoc_inn.errors import DuplicateNameError, PluginError, PosthocInnError, UnknownNameError
+from posthoc_inn.errors import DuplicateNameError, PluginError, PosthocInnError, UnknownNameError, quoted
 
 T = TypeVar("T")
 
@@ -183,7 +183,7 @@ class Registry(Generic[T]):
 
     def _miss(self, name: str) -> str:
         prefix, colon, _ = name.partition(":")
-        text = f"There is no {self.kind} {name!r}."
+        text = f"There is no {self.kind} {quoted(name)}."
         if colon and prefix not in self._open:
             text += f" Nothing installed brings '{prefix}:NAME'; is posthoc-inn-{prefix} missing?"
         open_names, failures = self._all_open_ended(prefix if colon and prefix in self._open else None)

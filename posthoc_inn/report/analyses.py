@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posthoc_inn.files import replace_file, writing
+from posthoc_inn.files import plain, replace_file, writing
 from posthoc_inn.report.pages import fill, picture_of
 
 if TYPE_CHECKING:
@@ -73,14 +73,14 @@ def write_analyses(
     }
     texts = {
         out / "analysis.html": render_analyses(heading, lead, sections, version),
-        out / "analysis.json": json.dumps(facts, indent=1, allow_nan=False) + "\n",
+        out / "analysis.json": json.dumps(plain(facts), indent=1, allow_nan=False) + "\n",
     }
     for path, text in texts.items():
         with writing(path):
             out.mkdir(parents=True, exist_ok=True)
             replace_file(path, text)
-    html, plain = texts
-    return html, plain
+    html, figures = texts
+    return html, figures
 
 
 def _shown(section: AnalysisSection) -> dict[str, Any]:

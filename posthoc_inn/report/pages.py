@@ -8,14 +8,28 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from posthoc_inn.drawing import to_data_uri
+from posthoc_inn.names import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+LONGEST = 2000
+"""Letters of a text on a page, names that strangers gave included."""
+
+
+def _fit(value: Any) -> Any:
+    """Return a text as a page takes it: what no page can hold is written out, and no name fills it."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    text = visible(value[: LONGEST + 1], keep="\n\t")
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("posthoc_inn.report"),
     autoescape=True,
     undefined=StrictUndefined,
+    finalize=_fit,
     trim_blocks=True,
     lstrip_blocks=True,
 )
@@ -26,7 +40,7 @@ class Picture:
     """A figure inside a page.
 
     Attributes:
-        source: The picture itself, as a data URI.
+        source: The picture itself, as a data URI: nobody's text, and taken as it is.
         description: What it is, for readers who do not see it.
         caption: Below it, or "".
         width: On the page, in CSS units, or "" for its own.

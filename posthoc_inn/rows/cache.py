@@ -25,6 +25,7 @@ from torch import Tensor
 
 from posthoc_inn.errors import DataError, ShapeError
 from posthoc_inn.files import replace_file
+from posthoc_inn.names import file_name
 
 DEFAULT_BUDGET = 2 * 2**30
 """Bytes of rows kept in memory before they go to disk."""
@@ -72,7 +73,7 @@ class Column:
     def __init__(self, name: str, budget: Budget, directory: Path) -> None:
         self.name = name
         self._budget = budget
-        self._path = directory / f"{name}.raw"
+        self._path = directory / f"{file_name(name)}.raw"
         self._file: FileIO | None = None  # held open: what is removed from the directory can still be read
         self._blocks: list[Tensor] = []
         self._room = 0  # rows left in the last block

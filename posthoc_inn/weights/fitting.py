@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posthoc_inn.errors import DataError
+from posthoc_inn.errors import DataError, listed, shown
 
 _OPTIONAL = "num_batches_tracked"
 """Counter of batch norm that checkpoints from before PyTorch 0.4.1 lack; inference does not use it."""
@@ -86,7 +86,8 @@ def matched(state: Mapping[str, Tensor], wanted: Mapping[str, Any], *, source: s
     prefixes = [prefix for prefix, count in hits.items() if count == most]
     if len(prefixes) > 1 and 2 * len(prefixes) * most > len(state):
         raise DataError(
-            f"{source} holds the network's names under more than one prefix ({', '.join(map(repr, prefixes[:4]))}). "
+            f"{source} holds the network's names under more than one prefix "
+            f"({listed([repr(p) for p in prefixes], 4)}). "
             "Save the entries of one of them, without the prefix, to a file of its own."
         )
     inner = {name.removeprefix(prefixes[0]): t for name, t in state.items() if name.startswith(prefixes[0])}
@@ -102,8 +103,7 @@ def listing(head: str, items: list[str], limit: int = 4) -> str:
     """
     if not items:
         return ""
-    more = f", and {len(items) - limit} more" if len(items) > limit else ""
-    return f"{head} ({', '.join(items[:limit])}{more})"
+    return f"{head} ({listed(items, limit, 100)})"
 
 
 def _unwrapped_names(state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -196,7 +196,7 @@ def _check_fit(
     report = "; ".join(part for part in parts if part)
     if report:
         raise DataError(
-            f"The weights of {source} do not fit the {type(model).__name__}: {report}. Are they another "
+            f"The weights of {source} do not fit the {type(model).__name__}: {shown(report)}. Are they another "
             "network's, or another number of classes?"
         )
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from posthoc_inn.errors import DataError
+from posthoc_inn.errors import DataError, listed, shown
 from posthoc_inn.generators import lent_generators
 from posthoc_inn.weights.fingerprint import without_wrappers
 from posthoc_inn.weights.fitting import load_into, matched
@@ -226,7 +226,7 @@ def _read_torch(path: Path) -> Any:
         name = re.search(r"GLOBAL (\S+)", str(error))
         if name is None and not _is_plain_pickle(path):
             raise _unreadable(path, error) from error
-        what = f"it names {name[1]}" if name else "it is a plain pickle"
+        what = f"it names {shown(name[1], 80)}" if name else "it is a plain pickle"
         raise DataError(
             f"{path} holds more than weights ({what}): loading that could run code, so it is not loaded. "
             "Where you trust it, load it yourself once and save its state_dict with "
@@ -269,7 +269,7 @@ def _find_tensors(content: Any, path: Path) -> dict[str, Tensor]:
             return tensors
         content = content[inner[0]]
     if isinstance(content, Mapping):
-        got = "a dict with the keys " + (", ".join(repr(k) for k in list(content)[:8]) or "(none)")
+        got = "a dict with the keys " + (listed([repr(k) for k in content], 8, 40) or "(none)")
     else:
         got = type(content).__name__
     raise DataError(
@@ -285,4 +285,4 @@ def _one_of(suffixes: tuple[str, ...]) -> str:
 def _one_line(error: BaseException) -> str:
     # torch's advice on how to load the file all the same stays out.
     text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
-    return text.partition(" Check the documentation")[0][:160] or type(error).__name__
+    return shown(text.partition(" Check the documentation")[0], 160) or type(error).__name__

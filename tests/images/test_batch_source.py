@@ -120,7 +120,7 @@ WITHOUT_LABELS = {
     "iterable": Again(list(X)),
     "dict": {"images": X},
     "dict items": Items(lambda i: {"img": X[i]}),
-    "text labels": Items(lambda i: (X[i], "cat")),
+    "targets that are no labels": Items(lambda i: (X[i], object())),
 }
 
 

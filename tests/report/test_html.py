@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from hostile_names import HOSTILE_NAMES
 from matplotlib.figure import Figure
 from report_helpers import HOSTILE, METRICS, Reader, content, samples
 
@@ -86,6 +87,30 @@ def test_a_hostile_text_stays_text_wherever_it_reaches_the_page(place):
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert page.open == []
     assert HOSTILE in page.text
+
+
+def test_any_names_reach_the_page_as_text_that_a_file_can_hold(tmp_path):
+    names = list(HOSTILE_NAMES.values())
+    relevance = [{**CONCEPT, "name": name} for name in names]
+    written = content(
+        title="".join(names),
+        done=names,
+        warnings=names,
+        settings={name: name for name in names},
+        files={name: name for name in names},
+        concepts=[("".join(names[:4]), Figure(), "".join(names))],
+        **metrics_with(concepts={"relevance": {"concepts": relevance}}),
+    )
+    write_report(written, tmp_path / "a.html")
+    text = (tmp_path / "a.html").read_bytes().decode("utf-8")
+    page = Reader(text)
+    assert page.open == []
+    assert "script" not in page.tags
+    assert not {c for c in text if ord(c) < 32 and c not in "\n\t"}
+    for name in (HOSTILE_NAMES[k] for k in ("mathematics", "tag", "template", "markup", "emoji", "path")):
+        assert name in page.text
+    assert "n" * 1990 in page.text
+    assert "n" * 2001 not in page.text
 
 
 def test_little_measured_still_gives_a_report():

@@ -199,3 +199,14 @@ def test_rows_that_were_mapped_can_be_read_after_their_files_are_gone(tmp_path):
     cache["z"].tensor()
     shutil.rmtree(tmp_path / "rows")
     assert torch.equal(torch.cat([part for (part,) in cache.batches(4, "z")]), values)
+
+
+@pytest.mark.parametrize("name", ["label:../../x", "label:a/b", "label:\0", "label:" + "n" * 5000, "label:caf\udce9"])
+def test_a_column_of_any_name_stays_in_its_directory(tmp_path, name):
+    cache = Cache(tmp_path / "cache", 0)
+    cache.append(**{name: torch.arange(4)})
+    cache.save("digest")
+    again = Cache(tmp_path / "cache", 0)
+    assert again.restore("digest")
+    assert again[name].tensor().tolist() == [0, 1, 2, 3]
+    assert {path.name for path in tmp_path.iterdir()} == {"cache"}

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from posthoc_inn.cli.echo import echo
 from posthoc_inn.cli.options import data_options, device_option, model_options, options, training_options
 from posthoc_inn.errors import DataError, Problems
 
@@ -70,7 +71,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             "fit (posthoc-inn fit --help), or leave --resume out for the embedded example."
         )
     elif not given["quiet"]:
-        click.echo(f"Nothing in {out} to go on from: starting.", err=True)
+        echo(f"Nothing in {out} to go on from: starting.", err=True)
 
     from posthoc_inn.cli.fit.options import FitOptions
     from posthoc_inn.cli.fit.results import finished_run

@@ -10,9 +10,11 @@ from posthoc_inn.cli.bundles import bundle_of
 from posthoc_inn.cli.data import Images, folder_images, is_folder, registered_images
 from posthoc_inn.cli.fit.options import Choice, FitOptions
 from posthoc_inn.cli.models import NONE, TRAIN, Model, backbone_spec, build_model, channels_of, needed_side, own_spec
+from posthoc_inn.concepts.model import LONGEST_NAME
 from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec
 from posthoc_inn.errors import BundleError, ConfigError
 from posthoc_inn.images import BatchSource
+from posthoc_inn.names import encodable
 from posthoc_inn.plugins import PluginManager
 
 
@@ -79,7 +81,7 @@ def open_model(options: FitOptions, choice: Choice, manager: PluginManager, imag
         "weights": None if choice.weights is None else Path(choice.weights).name,
         "num_classes": classes,
         "data": Path(choice.data).name,
-        "classes": list(images.classes)[:1000],
+        "classes": [encodable(str(name))[:LONGEST_NAME] for name in images.classes[:1000]],
     }
     return Model(module, spec, choice.backbone or str(options.model), notes, origin)
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 
 from posthoc_inn.cli.data import Images
+from posthoc_inn.cli.echo import echo_json
 from posthoc_inn.cli.fit.directory import RunDirectory
 from posthoc_inn.cli.fit.options import Choice, FitOptions, command_line, title_of
 from posthoc_inn.cli.models import TRAIN, Model
@@ -94,7 +94,7 @@ def show_result(directory: RunDirectory, metrics: Mapping[str, Any], *, as_json:
     }
     if as_json:
         found = [vars(f) for f in findings(metrics)]
-        click.echo(json.dumps({"out": str(directory.path), **paths, "findings": found, "figures": metrics}, indent=2))
+        echo_json({"out": str(directory.path), **paths, "findings": found, "figures": metrics})
         return
     console = out()
     print_findings(console, findings(metrics))
