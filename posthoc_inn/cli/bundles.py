@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from posthoc_inn.cli.options import options
-from posthoc_inn.errors import DataError
+from posthoc_inn.errors import DataError, shown
 from posthoc_inn.files import replace_file, writing
 
 if TYPE_CHECKING:

@@ -199,7 +199,7 @@ def test_a_damaged_cache_is_painted_anew(tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be kept in"):
+    with pytest.raises(DataError, match="cannot be written: File exists"):
         source(cache=tmp_path / "file").prepare()
 
 
