@@ -8,6 +8,7 @@ from posthoc_inn.analysis.faithfulness import Faithfulness, faithfulness
 from posthoc_inn.analysis.frames import read_frames, save_animation
 from posthoc_inn.analysis.frechet import FeatureNetwork, FrechetDistance, frechet_distance
 from posthoc_inn.analysis.generative import GenerativeQuality, generate, generative_quality
+from posthoc_inn.analysis.groups import GroupComparison, GroupOfImages, compare_groups
 from posthoc_inn.analysis.invariance import ExplainedByInvariances, explained_by_invariances, explained_share
 from posthoc_inn.analysis.likelihood import Likelihood, likelihood
 from posthoc_inn.analysis.maps import InvarianceMaps, LayerMaps, invariance_maps
@@ -37,6 +38,8 @@ __all__ = [
     "FeatureNetwork",
     "FrechetDistance",
     "GenerativeQuality",
+    "GroupComparison",
+    "GroupOfImages",
     "InvarianceMaps",
     "LayerMaps",
     "Likelihood",
@@ -49,6 +52,7 @@ __all__ = [
     "WalkDensity",
     "attack_view",
     "autoencoder_quality",
+    "compare_groups",
     "concept_nll",
     "concept_relevance",
     "concept_sensitivity",
