@@ -11,15 +11,23 @@ LONGEST_MESSAGE = 1500
 """Letters of a message, whatever was put into it."""
 
 
+def cut(text: str) -> str:
+    """Return a message of at most `LONGEST_MESSAGE` characters: what is too much is left out of its middle.
+
+    >>> len(cut("a" * 5000)), cut("short")
+    (1500, 'short')
+    """
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    # The end says what to do.
+    return f"{text[: LONGEST_MESSAGE - 505]} ... {text[-500:]}"
+
+
 class PosthocInnError(Exception):
     """Root of every error raised on purpose; the command line turns it into one line and exit code 1."""
 
     def __str__(self) -> str:
-        text = super().__str__()
-        if len(text) <= LONGEST_MESSAGE:
-            return text
-        # The end says what to do.
-        return f"{text[: LONGEST_MESSAGE - 505]} ... {text[-500:]}"
+        return cut(super().__str__())
 
 
 class LayerNotFoundError(PosthocInnError, LookupError):

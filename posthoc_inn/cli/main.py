@@ -13,7 +13,7 @@ import click
 
 from posthoc_inn import __version__
 from posthoc_inn.cli.echo import echo
-from posthoc_inn.errors import PosthocInnError, PosthocInnWarning, suggest
+from posthoc_inn.errors import PosthocInnError, PosthocInnWarning, cut, suggest
 
 DEBUG = "POSTHOC_INN_DEBUG"
 """Environment variable that asks for tracebacks."""
@@ -121,7 +121,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         told = io.StringIO()
         error.show(told)
-        echo(told.getvalue().rstrip(), err=True)
+        echo(cut(told.getvalue().rstrip()), err=True)  # it repeats what was typed
         code = error.exit_code
     except PosthocInnError as error:
         if debug:

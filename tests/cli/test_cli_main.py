@@ -150,3 +150,10 @@ def test_a_plugins_command_stands_beside_the_built_in_ones(ask, monkeypatch):
 
 def test_demo_is_another_name_of_fit(ask):
     assert ask("demo", "--help").out.replace("posthoc-inn demo", "posthoc-inn fit") == ask("fit", "--help").out
+
+
+def test_what_was_typed_is_not_repeated_without_end(ask):
+    answer = ask("layers", "--num-classes", "a" * 5000)
+    assert answer.code == 2
+    assert len(answer.err) < 1600
+    assert answer.err.rstrip().endswith("is not a valid integer range.")
