@@ -604,7 +604,7 @@ class Interpreter:
             data: Images as given to `fit`: a loader, data set or tensor.
             z: Representations (B, *z_shape) instead of images.
             samples: Draws in all.
-            seed: Seed of v and of the bootstrap.
+            seed: Seed of v.
         """
         given = self.pipeline.z_from(data, z, limit=max(2, samples // 20))
         return analysis.explained_by_invariances(self.pipeline, given, samples=samples, seed=seed)
@@ -619,7 +619,7 @@ class Interpreter:
             data: Images as given to `fit`: a loader, data set or tensor.
             z: Representations (B, *z_shape) instead of images.
             samples: Latents in all: images × draws of v.
-            seed: Of v and of the bootstrap.
+            seed: Of v.
 
         Raises:
             NotFittedError: Nothing was fitted, or there is no e.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from posthoc_inn import drawing
+from posthoc_inn.analysis.intervals import LEAST, joint_freedom, share_interval
 from posthoc_inn.analysis.results import Result, by_name
 from posthoc_inn.concepts import RANDOM, RESIDUAL, ConceptModel
 from posthoc_inn.errors import ConfigError, ShapeError
@@ -31,7 +33,7 @@ class Share(Result):
     Attributes:
         value: The share; estimates are unbiased in each variance, so that one near 0 can come out slightly below it.
         standard_error: Jackknife over images and draws of v.
-        interval: Bootstrap interval over images and draws of v, at 95 %.
+        interval: At 95 %, over images and draws of v (`share_interval`); nan for fewer than 10 images.
     """
 
     value: float
@@ -147,21 +149,19 @@ def _shares(table: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.stack([(image + both) / total, image / total, both / total, (draw + both) / total], dim=1)
 
 
-def variance_shares(values: Tensor, name: str = "", *, bootstrap: int = 1000, seed: int = 0) -> ConceptShares:
+def variance_shares(values: Tensor, name: str = "") -> ConceptShares:
     """Return MSC eq. 20 and the first-order share from values on a grid of images and draws.
 
     Args:
         values: A factor's values (X, V, d), for X images and V draws of v, the same draws at every image.
         name: Of the concept.
-        bootstrap: Resamples of images and draws.
-        seed: Their seed.
 
     Raises:
         ShapeError: There are fewer than three images or draws (the jackknife leaves one out).
 
     >>> x = torch.randn(300, 1, 2, generator=torch.Generator().manual_seed(0))
     >>> v = torch.randn(1, 60, 2, generator=torch.Generator().manual_seed(1))
-    >>> shares = variance_shares(x + v, bootstrap=100)
+    >>> shares = variance_shares(x + v)
     >>> round(shares.total_effect.value, 1), round(shares.interaction.value, 3)
     (0.5, 0.0)
     """
@@ -172,7 +172,7 @@ def variance_shares(values: Tensor, name: str = "", *, bootstrap: int = 1000, se
     x, v, _ = table.shape
     ones_x, ones_v = torch.ones(1, x, dtype=torch.float64), torch.ones(1, v, dtype=torch.float64)
     value = _shares(table, ones_x, ones_v)[0]
-    variance = torch.zeros(4, dtype=torch.float64)
+    variances = []
     for n, is_image in ((x, True), (v, False)):
         left = []
         for part in torch.arange(n).split(64):
@@ -181,21 +181,12 @@ def variance_shares(values: Tensor, name: str = "", *, bootstrap: int = 1000, se
             fixed = (ones_v if is_image else ones_x).expand(len(part), -1)
             left.append(_shares(table, weight, fixed) if is_image else _shares(table, fixed, weight))
         joined = torch.cat(left)
-        variance += (n - 1) / n * (joined - joined.mean(dim=0)).square().sum(dim=0)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = []
-    for start in range(0, bootstrap, 64):
-        count = min(64, bootstrap - start)
-        weights = []
-        for n in (x, v):
-            picks = torch.randint(n, (count, n), generator=generator)
-            ones = torch.ones(count, n, dtype=torch.float64)
-            weights.append(torch.zeros(count, n, dtype=torch.float64).scatter_add_(1, picks, ones))
-        drawn.append(_shares(table, *weights))
-    low, high = torch.cat(drawn).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
-    shares = [
-        Share(float(value[k]), float(variance[k].sqrt()), (float(low[k]), float(high[k]))) for k in range(len(MEASURES))
-    ]
+        variances.append(((n - 1) / n * (joined - joined.mean(dim=0)).square().sum(dim=0)).tolist())
+    shares = []
+    for one, of_images, of_draws in zip(value.tolist(), *variances, strict=True):
+        error = (of_images + of_draws) ** 0.5
+        freedom = joint_freedom((of_images, of_draws), (x, v))
+        shares.append(Share(one, error, share_interval(one, error, freedom) if x >= LEAST else (nan, nan)))
     return ConceptShares(name, *shares)
 
 
@@ -208,7 +199,6 @@ def concept_relevance(
     samples: int = 10_000,
     draws: int | None = None,
     seed: int = 0,
-    bootstrap: int = 1000,
     names: Sequence[str] | None = None,
 ) -> ConceptRelevance:
     """Return how much of each concept the layer determines (MSC eq. 20), for representations of held-out images.
@@ -221,8 +211,7 @@ def concept_relevance(
         z: Representations (B, *z_shape).
         samples: Latents in all (the paper's 10 000): images × draws.
         draws: Draws of v; by default about a quarter of the number of images.
-        seed: Of v and of the bootstrap.
-        bootstrap: Resamples for the intervals.
+        seed: Of v.
         names: Concepts to report; all, residual and random ones too, by default.
 
     Raises:
@@ -241,7 +230,7 @@ def concept_relevance(
     v = torch.randn(count, pipeline.latent_dim, generator=torch.Generator().manual_seed(seed))
     tables = [concepts.joined(pipeline.sample_latents(part, v)).cpu() for part in context.split(max(1, 65536 // count))]
     table = torch.cat(tables)
-    found = [variance_shares(table[..., concepts.part(name)], name, bootstrap=bootstrap, seed=seed) for name in shown]
+    found = [variance_shares(table[..., concepts.part(name)], name) for name in shown]
     return ConceptRelevance(tuple(found), images, count, pipeline.extractor.layer)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -37,14 +39,14 @@ def slow_eq_19(latents):
 
 def test_it_equals_a_slow_rewrite_of_the_equation():
     latents = grouped(30, 7, 0.3)
-    assert explained_share(latents, bootstrap=10).value == pytest.approx(slow_eq_19(latents), rel=1e-12)
+    assert explained_share(latents).value == pytest.approx(slow_eq_19(latents), rel=1e-12)
 
 
 def test_it_is_the_pooled_variance_ratio_when_groups_are_large():
     latents = grouped(400, 200, 0.4)
     pooled = latents.reshape(-1, latents.shape[2]).var(dim=0).sum()
     ratio = float(latents.var(dim=1).sum(dim=1).mean() / pooled)
-    assert explained_share(latents, bootstrap=10).value == pytest.approx(ratio, abs=2e-3)
+    assert explained_share(latents).value == pytest.approx(ratio, abs=2e-3)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
@@ -55,21 +57,26 @@ def test_a_linear_gaussian_model_gives_its_known_share(share):
 
 
 def test_the_standard_error_is_the_spread_over_repetitions():
-    results = [explained_share(grouped(200, 5, 0.5, seed=k), bootstrap=200) for k in range(60)]
+    results = [explained_share(grouped(200, 5, 0.5, seed=k)) for k in range(60)]
     spread = np.std([r.value for r in results], ddof=1)
     claimed = np.mean([r.standard_error for r in results])
     assert 0.75 < claimed / spread < 1.33
-    covered = np.mean([r.interval[0] <= 0.5 <= r.interval[1] for r in results])
-    assert covered > 0.85
 
 
-def test_the_bootstrap_depends_on_its_seed_alone():
-    latents = grouped(50, 4, 0.5)
-    torch.manual_seed(1)
-    first = explained_share(latents, seed=3)
-    torch.manual_seed(2)
-    assert explained_share(latents, seed=3) == first
-    assert explained_share(latents, seed=4).interval != first.interval
+@pytest.mark.parametrize("images", [10, 20, 60])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_95_percent_intervals_hold_the_truth_in_95_percent(images, share):
+    """MSC eq. 19 of a linear-Gaussian model: 400 fits, whose coverage has a standard error of 1.1 %."""
+    results = [explained_share(grouped(images, 10, share, seed=k)).interval for k in range(400)]
+    covered = np.mean([low <= share <= high for low, high in results])
+    assert 0.92 <= covered <= 0.985
+
+
+def test_too_few_images_get_no_interval():
+    result = explained_share(grouped(9, 10, 0.5))
+    assert math.isnan(result.interval[0])
+    assert result.standard_error > 0
+    assert result.to_dict()["interval"] == [None, None]
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (1, 5, 3), (5, 1, 3)])
@@ -79,6 +86,6 @@ def test_too_few_images_or_draws_are_refused(shape):
 
 
 def test_results_become_plain_data_and_a_table():
-    result = explained_share(grouped(20, 4, 0.5), bootstrap=10)
+    result = explained_share(grouped(20, 4, 0.5))
     assert set(result.to_dict()) == {"value", "standard_error", "interval", "images", "samples"}
     assert "<table>" in result._repr_html_()

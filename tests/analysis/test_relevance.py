@@ -33,7 +33,7 @@ def test_mean_squares_are_those_of_a_two_way_analysis_of_variance():
     s_x, s_v, s_xv = (ms_x - ms_xv) / v, (ms_v - ms_xv) / x, ms_xv
     total = s_x + s_v + s_xv
     expected = [(s_x + s_xv) / total, s_x / total, s_xv / total, (s_v + s_xv) / total]
-    found = variance_shares(torch.from_numpy(table), bootstrap=10)
+    found = variance_shares(torch.from_numpy(table))
     got = [getattr(found, name).value for name in MEASURES]
     assert got == pytest.approx(expected, abs=1e-12)
 
@@ -45,7 +45,7 @@ def test_the_total_effect_is_the_papers_double_loop():
     total = table.reshape(-1, 2).var(axis=0).sum()
     slow = np.mean(inner) / total
     outer = [table[k].var(axis=0, ddof=1).sum() for k in range(table.shape[0])]
-    found = variance_shares(torch.from_numpy(table), bootstrap=10)
+    found = variance_shares(torch.from_numpy(table))
     assert found.total_effect.value == pytest.approx(slow, abs=0.01)
     assert found.first_order.value == pytest.approx(1 - np.mean(outer) / total, abs=0.01)
 
@@ -53,7 +53,7 @@ def test_the_total_effect_is_the_papers_double_loop():
 @pytest.mark.parametrize(("z", "own", "both"), [(1, 1, 0), (0, 1, 0), (1, 0, 0.1), (0.5, 1, 1), (0, 1, 1)])
 def test_known_variances_are_recovered_within_the_stated_errors(z, own, both):
     total = z**2 + own**2 + both**2
-    found = [variance_shares(grid(200, 50, seed=s, z=z, own=own, both=both), bootstrap=200, seed=s) for s in range(12)]
+    found = [variance_shares(grid(200, 50, seed=s, z=z, own=own, both=both)) for s in range(12)]
     expected = {
         "total_effect": (z**2 + both**2) / total,
         "first_order": z**2 / total,
@@ -68,6 +68,19 @@ def test_known_variances_are_recovered_within_the_stated_errors(z, own, both):
         assert covered >= 9, (name, covered)
 
 
+@pytest.mark.parametrize(("images", "draws"), [(10, 10), (30, 10), (100, 30)])
+@pytest.mark.parametrize(("z", "own", "both"), [(0.3, 1, 0), (1, 1, 0), (2, 1, 0), (1, 1, 0.7)])
+def test_95_percent_intervals_hold_the_truth_in_95_percent(images, draws, z, own, both):
+    """MSC eq. 20 of factors of 4 dimensions whose variances are known, an interaction of z and v among them."""
+    total = z**2 + own**2 + both**2
+    repeats = 250 if images < 100 else 100
+    found = [variance_shares(grid(images, draws, d=4, seed=s, z=z, own=own, both=both)) for s in range(repeats)]
+    for name, truth in (("total_effect", (z**2 + both**2) / total), ("first_order", z**2 / total)):
+        intervals = [getattr(f, name).interval for f in found]
+        covered = np.mean([low <= truth <= high for low, high in intervals])
+        assert covered >= 0.9, (name, covered)
+
+
 def test_a_turn_of_v_that_depends_on_z_moves_the_total_effect_and_not_the_first_order():
     """What t is free to choose: v turned by an angle that depends on x, which leaves p(z_bar | z) as it is."""
     rng = np.random.default_rng(0)
@@ -76,7 +89,7 @@ def test_a_turn_of_v_that_depends_on_z_moves_the_total_effect_and_not_the_first_
     turn = np.stack([np.stack([np.cos(angle), -np.sin(angle)], -1), np.stack([np.sin(angle), np.cos(angle)], -1)], 1)
     straight = np.broadcast_to(v, (300, 60, 2))
     turned = np.einsum("xij,vj->xvi", turn, v)
-    before, after = (variance_shares(torch.from_numpy(t.copy()), bootstrap=10) for t in (straight, turned))
+    before, after = (variance_shares(torch.from_numpy(t.copy())) for t in (straight, turned))
     assert before.total_effect.value < 0.001
     assert after.total_effect.value > 0.9
     assert abs(after.first_order.value) < 0.02
@@ -91,13 +104,13 @@ def test_a_linear_gaussian_model_has_the_shares_that_are_known_exactly():
     v = torch.randn(200, 4, generator=generator, dtype=torch.float64)
     values = (z @ a.T)[:, None] + (v @ b.T)[None]
     exact = linear_gaussian_shares(a, b)
-    found = variance_shares(values, bootstrap=10)
+    found = variance_shares(values)
     for name in MEASURES:
         share = getattr(found, name)
         assert share.value == pytest.approx(exact[name], abs=4 * share.standard_error + 1e-9), name
     # eq. 19 from draws of its own for each image says the same.
     own = torch.randn(900, 50, 4, generator=generator, dtype=torch.float64)
-    nineteen = explained_share((z @ a.T)[:, None] + own @ b.T, bootstrap=10)
+    nineteen = explained_share((z @ a.T)[:, None] + own @ b.T)
     assert nineteen.value == pytest.approx(exact["explained_by_v"], abs=4 * nineteen.standard_error)
 
 
@@ -123,7 +136,7 @@ def test_both_measures_are_exact_for_a_linear_gaussian_model_and_a_linear_e():
     # e is affine: its matrix, read off by the images of the unit vectors.
     matrix = (e.joined(torch.eye(6)) - e.joined(torch.zeros(1, 6))).T
     z = torch.randn(4000, 4, generator=generator)
-    found = concept_relevance(pipeline, e, z, samples=4000 * 60, draws=60, seed=1, bootstrap=20)
+    found = concept_relevance(pipeline, e, z, samples=4000 * 60, draws=60, seed=1)
     assert (found.images, found.draws, found.layer) == (4000, 60, "linear")
     for concept in found.concepts:
         part = e.part(concept.name)
@@ -131,7 +144,7 @@ def test_both_measures_are_exact_for_a_linear_gaussian_model_and_a_linear_e():
         for name in MEASURES:
             share = getattr(concept, name)
             assert share.value == pytest.approx(exact[name], abs=4 * share.standard_error + 1e-4), (concept.name, name)
-    nineteen = explained_by_invariances(pipeline, z[:2000], samples=2000 * 20, seed=2, bootstrap=20)
+    nineteen = explained_by_invariances(pipeline, z[:2000], samples=2000 * 20, seed=2)
     exact_value = float(b.square().sum() / (a.square().sum() + b.square().sum()))
     assert nineteen.value == pytest.approx(exact_value, abs=4 * nineteen.standard_error)
 
@@ -164,7 +177,7 @@ def test_grids_that_say_nothing_are_refused(shape):
 
 
 def test_the_figure_shows_every_concept_and_the_null():
-    parts = [variance_shares(grid(20, 10, seed=k), n, bootstrap=20) for k, n in enumerate(("residual", "a", RANDOM))]
+    parts = [variance_shares(grid(20, 10, seed=k), n) for k, n in enumerate(("residual", "a", RANDOM))]
     result = ConceptRelevance(tuple(parts), 20, 10, "layer3")
     figure = result.figure()
     texts = [t.get_text() for t in figure.axes[0].texts]
