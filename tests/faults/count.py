@@ -118,8 +118,9 @@ def main() -> None:
             print(f"{rows[-1]}  {time.perf_counter() - started:.0f} s", file=sys.stderr)
     lines = ["| What was tried | Went well | Of |", "| --- | ---: | ---: |"]
     lines += [f"| {what} | {good:,} | {total:,} |" for what, good, total in rows]
+    command = " ".join(["python tests/faults/count.py", *(["--every", str(given_.every)] if given_.every > 1 else [])])
     day = datetime.datetime.now(tz=datetime.UTC).date()
-    text = f"Counted on {day} with `python tests/faults/count.py`:\n\n" + "\n".join(lines)
+    text = f"Counted on {day} with `{command}`:\n\n" + "\n".join(lines)
     print(text)
     if given_.write:
         file = ROOT / "SECURITY.md"
