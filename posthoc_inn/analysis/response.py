@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from posthoc_inn.analysis.comparable import check_gives_classes
+from posthoc_inn.analysis.comparable import check_gives_classes, log_probabilities
 from posthoc_inn.analysis.editing import Names, factor_columns, listed_factors
 from posthoc_inn.analysis.results import Result, by_name, share_with_error
 from posthoc_inn.concepts import ConceptModel
@@ -393,7 +393,7 @@ def _log_softmax(scores: Tensor) -> Tensor:
             f"The response analysis needs class scores (B, classes), got an output of shape {tuple(scores.shape)}. "
             "For other outputs pass a function that returns scores."
         )
-    return scores.double().log_softmax(1)
+    return log_probabilities(scores)  # a model may end in a softmax already
 
 
 def _ratios(

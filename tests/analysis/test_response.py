@@ -124,6 +124,15 @@ def test_statistics_equal_a_slow_rewrite(e, x):
     assert low <= result.ratio["digit"]["color"] <= high
 
 
+@pytest.mark.parametrize("end", [torch.softmax, torch.log_softmax])
+def test_a_model_that_ends_in_a_softmax_responds_as_it_does_before_it(e, x, end):
+    before = response(curved_head, e, x, steps=9, seed=4)
+    after = response(lambda rows: end(curved_head(rows), 1), e, x, steps=9, seed=4)
+    for a, b in zip(after.factors, before.factors, strict=True):
+        assert a.spread == pytest.approx(b.spread, rel=1e-6)
+        assert (a.changed, a.classes) == (b.changed, b.classes)
+
+
 def test_the_size_of_chunks_changes_nothing(e, x, monkeypatch):
     whole = response(curved_head, e, x, steps=9, seed=4)
     module = sys.modules["posthoc_inn.analysis.response"]  # the package has the function under this name
