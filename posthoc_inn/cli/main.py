@@ -154,12 +154,12 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text as one line.
+    """Return an error's text as one line that ends.
 
     >>> one_line(ValueError("a" + chr(10) + "  b"))
     'a b'
     """
-    return " ".join(str(error).split())
+    return cut(" ".join(str(error).split()))
 
 
 def _never_fail_to_print() -> None:

@@ -44,7 +44,7 @@ def told(what: str, problems: list[str]) -> Row:
     """Print each problem, and return the row of the table."""
     for text in problems:
         if text:
-            print(f"  {what}: {text}", file=sys.stderr)
+            print(f"  {what}: {text[:300]} ... {text[-300:]}", file=sys.stderr)
     return what, sum(not text for text in problems), len(problems)
 
 
