@@ -157,3 +157,6 @@ def test_what_was_typed_is_not_repeated_without_end(ask):
     assert answer.code == 2
     assert len(answer.err) < 1600
     assert answer.err.rstrip().endswith("is not a valid integer range.")
+    answer = ask("fit", "--data", "a" * 5000)
+    assert answer.code == 1
+    assert len(answer.err) < 1600
