@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -152,9 +153,24 @@ class GivenGenerator(Autoencoder):
             raise ShapeError(f"Latents must have shape (B, {self._width}), got {tuple(latents.shape)}.")
         return torch.cat([self._made(part) for part in latents.split(self._together)])
 
-    def _made(self, latents: Tensor) -> Tensor:
+    @functools.cached_property
+    def is_differentiable(self) -> bool:
+        """Whether `decode` passes gradients on; it is asked once, for one picture."""
+        try:
+            with torch.enable_grad():
+                out = self._decode(self._prior(1, 0).to(self._device()).requires_grad_())
+            return isinstance(out, Tensor) and out.requires_grad
+        except Exception:  # NumPy, ONNX and OpenVINO refuse in words of their own
+            return False
+
+    def _device(self) -> torch.device:
         parameter = None if self.decoder is None else next(self.decoder.parameters(), None)
-        given = latents.to(torch.device("cpu") if parameter is None else parameter.device).float()
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def _made(self, latents: Tensor) -> Tensor:
+        given = latents.to(self._device()).float()
+        if given.requires_grad and not self.is_differentiable:
+            given = given.detach()
         with users_defaults():
             out = self._decode(given)
         images = out if isinstance(out, Tensor) else torch.from_numpy(np.ascontiguousarray(out))
@@ -204,6 +220,15 @@ class GivenGenerator(Autoencoder):
             pick = is_known.to(mean.device)[:, None]
             mean, std = torch.where(pick, latents.to(mean), mean), torch.where(pick, torch.zeros_like(std), std)
         return mean, std
+
+    def with_inverter(self, inverter: Inverts | None) -> GivenGenerator:
+        """Attach what encodes photographs, and return this generator."""
+        self.inverter = inverter
+        return self
+
+    def remember(self, images: Tensor, latents: Tensor) -> None:
+        """Let canonical images (B, C, H, W) in [0, 1] be known with their latents (B, D), as draws are."""
+        self.known.add(self.fitted(images), latents)
 
     # ---- known again
 
