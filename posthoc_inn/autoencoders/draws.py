@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -208,23 +211,38 @@ class _Store:
                     f"keep={str(directory)!r} holds pictures of other draws: other latents, or another size. Choose "
                     "another directory, or remove it."
                 )
-            self._directory = directory
-            self._pictures = _mapped(directory / "pictures.raw", (len(latents), *shape))
-            self._is_full = _mapped(directory / "made.raw", (len(latents),))
+            self._path, self._advice = directory, advice
+            self._shape, self._size = shape, math.prod(shape)
+            self._pictures = _opened(directory / "pictures.raw", len(latents) * self._size)
+            self._full = _opened(directory / "made.raw", len(latents))
+            for file in (self._pictures, self._full):
+                weakref.finalize(self, file.close)
+            self._is_full = bytearray((directory / "made.raw").read_bytes())
 
     def find(self, index: int) -> Tensor | None:
-        return torch.from_numpy(self._pictures[index].copy()) if self._is_full[index] else None
+        if not self._is_full[index]:
+            return None
+        self._pictures.seek(index * self._size)
+        return torch.frombuffer(bytearray(self._pictures.read(self._size)), dtype=torch.uint8).view(self._shape)
 
     def put(self, index: int, picture: Tensor) -> None:
-        self._pictures[index] = picture.numpy()
-        self._is_full[index] = 1  # last: a killed process leaves no slot that only says it is full
+        with writing(self._path, self._advice):
+            self._pictures.seek(index * self._size)
+            left = memoryview(picture.contiguous().numpy().tobytes())
+            while len(left):
+                left = left[self._pictures.write(left) :]
+            # Last: a killed process leaves no slot that only says it is full.
+            self._full.seek(index)
+            self._full.write(b"\1")
+        self._is_full[index] = 1
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> Any:
+def _opened(path: Path, size: int) -> FileIO:
+    """Open a file of `size` bytes, unbuffered, which is made of zeros where it is not there."""
     if not path.exists():
         with open(path, "wb") as file:
-            file.truncate(int(np.prod(shape)))
-    return np.memmap(path, np.uint8, "r+", shape=shape)
+            file.truncate(size)
+    return FileIO(path, "r+b")
 
 
 def draws_of(data: Any) -> tuple[Draws, Tensor] | None:

@@ -16,7 +16,7 @@ from posthoc_inn.autoencoders.adapter import Range
 from posthoc_inn.autoencoders.base import Autoencoder
 from posthoc_inn.autoencoders.draws import Draws, Known
 from posthoc_inn.config import AutoencoderConfig
-from posthoc_inn.errors import ConfigError, DataError, Problems, ShapeError, is_count
+from posthoc_inn.errors import ConfigError, DataError, Problems, ShapeError, is_count, shown
 from posthoc_inn.images import fit_canonical
 from posthoc_inn.seeds import derived
 
@@ -138,11 +138,11 @@ class GivenGenerator(Autoencoder):
                 these draws finds them there, and a killed one loses none.
 
         Raises:
-            ConfigError: `n` is less than 4.
+            ConfigError: `n` is less than 1.
             DataError: The prior has fewer latents, or gives something else than (n, D).
         """
-        if not is_count(n, 4):
-            raise ConfigError(f"draws needs the number of pictures, at least 4, got {n!r}.")
+        if not is_count(n, 1):
+            raise ConfigError(f"draws needs the number of pictures, at least 1, got {n!r}.")
         return Draws(self, self._prior(n, seed), keep=keep)
 
     # ---- decoding
@@ -171,9 +171,15 @@ class GivenGenerator(Autoencoder):
         given = latents.to(self._device()).float()
         if given.requires_grad and not self.is_differentiable:
             given = given.detach()
-        with users_defaults():
-            out = self._decode(given)
-        images = out if isinstance(out, Tensor) else torch.from_numpy(np.ascontiguousarray(out))
+        try:
+            with users_defaults():
+                out = self._decode(given)
+            images = out if isinstance(out, Tensor) else torch.from_numpy(np.ascontiguousarray(out))
+        except Exception as error:  # a stranger's code
+            raise DataError(
+                f"The generator fails on latents {tuple(latents.shape)}, float32: {type(error).__name__}: "
+                f"{shown(error, 200)}. For a file of a fixed batch pass together=1."
+            ) from error
         if images.ndim != 4 or images.shape[:2] != (len(latents), self._channels):
             raise ShapeError(
                 f"The generator must give images ({len(latents)}, {self._channels}, H, W) for latents "
