@@ -57,7 +57,7 @@ class Interpreter:
         prediction: Which tensor of a model's output is its prediction, when it returns several.
         prediction_kind: What of predictions is compared, for samples and their images: "classes", "multilabel" (the
             sets of labels), "embedding" (their cosine), or "none"; "auto" recognises it, and `metrics_` says as what.
-        autoencoder: A trained one to share, or the shape of a new one; None for the built-in one.
+        autoencoder: A trained one to share, a `GivenGenerator`, or the shape of a new one; None for the built-in one.
         concept_model: A trained e to share, over latents of that autoencoder.
         preset: Name of a preset, or a `FitConfig`.
         image_size: Side of the autoencoder's images in pixels; None to choose from the images.

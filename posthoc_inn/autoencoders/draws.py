@@ -23,7 +23,9 @@ from posthoc_inn.files import replace_file, writing
 from posthoc_inn.images import apply_spec
 
 FEW = 16
-"""Pictures made at a time, and those that are looked at before a fit starts."""
+"""Pictures made at a time at the most, and those that are looked at before a fit starts."""
+AT_ONCE = 64 * 2**20
+"""Bytes of pictures, as floats, that are made at a time."""
 MEMORY = 256 * 2**20
 """Bytes of pictures that a `Draws` without a directory keeps."""
 SIDE = 16
@@ -132,6 +134,11 @@ class Draws(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.latents)
 
+    @property
+    def together(self) -> int:
+        """Pictures that are made, and read, at a time: large ones would fill the memory."""
+        return max(1, min(FEW, AT_ONCE // (4 * math.prod(self.generator.native_shape))))
+
     def __getitem__(self, index: int) -> Any:
         return self.__getitems__([range(len(self))[index]])[0]
 
@@ -158,8 +165,8 @@ class Draws(Dataset[Any]):
             self._store = _Store(self.keep, self.latents, self.generator.native_shape)
         had = {i: found for i in dict.fromkeys(rows) if (found := self._find(i)) is not None}
         missing = [i for i in dict.fromkeys(rows) if i not in had]
-        for start in range(0, len(missing), FEW):
-            part = missing[start : start + FEW]
+        for start in range(0, len(missing), self.together):
+            part = missing[start : start + self.together]
             started = time.perf_counter()
             pictures = self.generator.native(self.latents[part]).cpu()
             self.seconds, self.made = self.seconds + time.perf_counter() - started, self.made + len(part)
@@ -262,7 +269,7 @@ def draws_of(data: Any) -> tuple[Draws, Tensor] | None:
 
 
 def judged(
-    draws: Draws, judge: Callable[[Tensor], Any], *, spec: ImageSpec | None = None, batch_size: int = 32
+    draws: Draws, judge: Callable[[Tensor], Any], *, spec: ImageSpec | None = None, batch_size: int | None = None
 ) -> Tensor:
     """Return what a judge says of each draw, a column for `concepts={"name": column}` or `AttributeSource`.
 
@@ -271,7 +278,7 @@ def judged(
         judge: A network or any callable: pictures (B, C, H, W) -> values (B,), or scores of classes (B, K), of which
             the best becomes the value.
         spec: How the judge wants its images; canonical pictures in [0, 1] by default.
-        batch_size: Pictures at a time.
+        batch_size: Pictures at a time; by default as many as the memory is sure to hold.
 
     Returns:
         (N,): whole numbers are categories, floating-point values continuous.
@@ -281,7 +288,7 @@ def judged(
     """
     columns = []
     with _evaluating(judge), torch.no_grad():
-        for part in _parts(draws, batch_size):
+        for part in _parts(draws, batch_size or draws.together):
             found = torch.as_tensor(judge(part if spec is None else apply_spec(part, spec))).detach().cpu()
             if found.shape[:1] != (len(part),) or found.ndim > 2:
                 raise ShapeError(

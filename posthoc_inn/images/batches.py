@@ -89,7 +89,9 @@ class BatchSource:
         self.data: Any = data
         # A generator's draws cost much each: data says how few are looked at before anything starts.
         self.few: int | None = getattr(_innermost(data), "few", None)
-        batch_size = batch_size if self.few is None else min(batch_size, self.few)
+        batch_size = (
+            batch_size if self.few is None else min(batch_size, getattr(_innermost(data), "together", self.few))
+        )
         self.limit: int | None = limit
         self.batch_size, self.seed = batch_size, seed
         self.notes: list[str] = []

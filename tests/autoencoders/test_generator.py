@@ -18,6 +18,7 @@ from posthoc_inn import (
     ShapeError,
     judged,
 )
+from posthoc_inn.bundle.modules import world_specs
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.rows.world import World
 
@@ -208,6 +209,8 @@ def test_a_number_loaders_and_parts_of_draws_are_understood():
         interpreter_of(generator).fit(generator_of().draws(30))
     with pytest.raises(ConfigError, match="several passes"):
         interpreter_of(generator).fit(30, draws=2)
+    with pytest.raises(ConfigError, match="image_metrics compare"):
+        interpreter_of(generator).fit(30, image_metrics=["ssim"])
 
 
 def test_the_plan_tells_the_seconds_of_a_draw():
@@ -260,6 +263,12 @@ def test_photographs_outside_of_the_generators_world_are_warned_of(fitted, tmp_p
         loaded.sample(far, n=1)
     z = fitted.pipeline.features(draw)
     torch.testing.assert_close(loaded.pipeline.world.distance(z), fitted.pipeline.world.distance(z))
+
+
+def test_sizes_of_a_world_in_a_bundle_are_bounded(tmp_path):
+    for sizes in ({"coordinates": 10**9, "components": 1, "draws": 1}, {"coordinates": 5}, [1], "x"):
+        with pytest.raises(BundleError, match="no sizes of a world"):
+            world_specs(sizes, tmp_path)
 
 
 def test_distances_to_the_world_are_those_of_a_gaussian():
