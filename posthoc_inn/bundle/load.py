@@ -58,11 +58,12 @@ def load_bundle(path: str | Path, autoencoder: nn.Module | None = None) -> Bundl
     if autoencoder is not None:
         _check_given(document.autoencoder, autoencoder, directory)
     elif not document.autoencoder.is_stored:
-        config = document.autoencoder.config
+        config, named = document.autoencoder.config, document.origin.get("autoencoder")
         raise BundleError(
             f"The bundle {directory} was fitted with an autoencoder of the user's own "
             f"({shown(document.autoencoder.class_name, 80)}, {config.size} px, {config.channels} channels, latent "
-            f"{config.latent_dim}), whose weights are not stored. Pass it as autoencoder=, in Python."
+            f"{config.latent_dim}{f', {shown(named, 80)}' if isinstance(named, str) else ''}), whose weights are not "
+            "stored. Pass it as autoencoder= (--autoencoder PACKAGE.MODULE:FACTORY)."
         )
     metrics = _read_metrics(directory, document)
     if MODEL_FILE in document.members:

@@ -49,6 +49,7 @@ def command(
     list_only: bool,
     model: str | None,
     weights: str | None,
+    autoencoder: str | None,
     device: str,
     seed: int,
     as_json: bool,
@@ -81,7 +82,7 @@ def command(
     from posthoc_inn.report.analyses import write_analyses
 
     where = bundle_of(bundle)
-    interpreter, stored = load(bundle, model, weights, device)
+    interpreter, stored = load(bundle, model, weights, device, autoencoder)
     has = {"t", *(["e"] if stored.concepts is not None else [])}
     if list_only:
         _list(manager, has, as_json)

@@ -38,29 +38,38 @@ def bundle_options(command: Any) -> Any:
             help="Your own model, when the bundle was fitted to one: a bundle never names code to import.",
         ),
         click.option("--weights", metavar="FILE|NAME", help="The model's weights, when the bundle does not hold them."),
+        click.option(
+            "--autoencoder",
+            metavar="PACKAGE.MODULE:FACTORY",
+            help="Your own autoencoder, when the bundle was fitted with one.",
+        ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     )(command)
 
 
-def load(path: Path, model: str | None, weights: str | None, device: str) -> tuple[Interpreter, Bundle]:
+def load(
+    path: Path, model: str | None, weights: str | None, device: str, autoencoder: str | None
+) -> tuple[Interpreter, Bundle]:
     """Load a bundle, or that of a run, and rebuild the model it was fitted to.
 
     Raises:
+        ConfigError: The model or the autoencoder cannot be imported.
         BundleError: The bundle is damaged, or for another model.
         DataError: The model cannot be rebuilt from what the bundle tells.
     """
     from posthoc_inn.bundle import load_bundle
-    from posthoc_inn.cli.models import open_device
+    from posthoc_inn.cli.models import import_autoencoder, open_device
     from posthoc_inn.interpreter import Interpreter
 
     where = bundle_of(path)
-    stored = load_bundle(where)
+    own = None if autoencoder is None else import_autoencoder(autoencoder)
+    stored = load_bundle(where, autoencoder=own)
     module = rebuild(stored, where, model, weights)
     if device != "auto":
         module.to(open_device(device))
-    return Interpreter.load(where, model=module, device=device), stored
+    return Interpreter.load(where, model=module, autoencoder=own, device=device), stored
 
 
 def rebuild(stored: Bundle, where: Path, model: str | None, weights: str | None) -> nn.Module:

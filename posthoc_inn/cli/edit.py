@@ -41,6 +41,7 @@ def command(
     out: Path,
     model: str | None,
     weights: str | None,
+    autoencoder: str | None,
     device: str,
     seed: int,
     as_json: bool,
@@ -68,7 +69,7 @@ def command(
     problems.check(wrong is None, wrong or "")
     problems.raise_if_any()
 
-    interpreter, stored = load(bundle, model, weights, device)
+    interpreter, stored = load(bundle, model, weights, device, autoencoder)
     names = list(interpreter.concept_model.factor_names)
     result = draw(
         interpreter,

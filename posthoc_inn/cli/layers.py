@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -68,6 +70,8 @@ def command(
     shape = shape or (3, DEFAULT_SIDE, DEFAULT_SIDE)
     module = build_model(manager, backbone=backbone, model=model, weights=weights, num_classes=num_classes)
     found = _list(module, shape, not no_cuts)
+    if backbone is not None:
+        found = _annotated(found, manager.backbones.get(backbone).metadata.get("layers"))
     if leaves:
         inner = {info.name.rpartition(".")[0] for info in found}
         found = [info for info in found if info.name not in inner]
@@ -90,6 +94,13 @@ def _list(module: Any, shape: tuple[int, int, int], check_cuts: bool) -> list[La
         return list_layers(module, images, check_cuts=check_cuts)
     except ModelError as error:
         raise ModelError(f"{str(error).rstrip('.')}. On the command line: pass --input-shape CxHxW.") from error
+
+
+def _annotated(found: list[LayerInfo], told: Any) -> list[LayerInfo]:
+    """Return the layers with what the network's plugin says of some, before what was found out."""
+    if not isinstance(told, Mapping):
+        return found
+    return [dataclasses.replace(info, note="; ".join(filter(None, (told.get(info.name), info.note)))) for info in found]
 
 
 def _show(name: str, shape: tuple[int, int, int], found: list[LayerInfo]) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from posthoc_inn.autoencoders import Autoencoder
+
 DEFAULT_BACKBONE, FALLBACK_BACKBONE = "squeezenet1_1", "small_cnn"
 DEFAULT_LAYERS = {"squeezenet1_1": "features.11", "small_cnn": "stage3"}
 TRAIN, NONE = "train", "none"
@@ -103,9 +105,42 @@ def import_factory(text: str) -> nn.Module:
     """
     from torch import nn
 
+    made, called = _made(text, "--model")
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"--model {text}: {called} a {type(made).__name__}, not a torch.nn.Module.")
+    return made.eval()
+
+
+def import_autoencoder(text: str) -> Autoencoder:
+    """Import PACKAGE.MODULE:FACTORY as `import_factory` does, and return the trained autoencoder in eval mode.
+
+    Raises:
+        ConfigError: It cannot be imported or called, or gives nothing that can serve as an autoencoder.
+    """
+    from posthoc_inn.autoencoders import as_autoencoder
+
+    made, called = _made(text, "--autoencoder")
+    try:
+        return as_autoencoder(made).eval()
+    except PosthocInnError as error:
+        raise ConfigError(f"--autoencoder {text}: {called} a {type(made).__name__}. {error}") from error
+
+
+def means_import(manager: PluginManager, autoencoder: str) -> bool:
+    """Say whether a value of --autoencoder is PACKAGE.MODULE:FACTORY, not a directory or a registered PREFIX:NAME."""
+    prefix, colon, path = autoencoder.partition(":")
+    registry = manager.autoencoders
+    is_prefix = prefix in registry.prefixes() or any(prefix in absent.prefixes for absent in registry.absent)
+    return bool(colon and prefix and path) and not is_prefix and not set("/\\") & set(autoencoder)
+
+
+def _made(text: str, option: str) -> tuple[Any, str]:
+    """Import what an option names; where it is no module, call it. Return it, and how it was come by, in words."""
+    from torch import nn
+
     module_name, _, path = text.partition(":")
     if not module_name or not path:
-        raise ConfigError(f"--model takes PACKAGE.MODULE:FACTORY, got {text!r}.")
+        raise ConfigError(f"{option} takes PACKAGE.MODULE:FACTORY, got {text!r}.")
     # Left there: a model may import more of the user's code when it is first called.
     here = str(Path.cwd())
     if here not in sys.path:
@@ -114,7 +149,7 @@ def import_factory(text: str) -> nn.Module:
         found: Any = importlib.import_module(module_name)
     except Exception as error:
         raise ConfigError(
-            f"--model {text}: {module_name} cannot be imported ({type(error).__name__}: {error}). It is looked "
+            f"{option} {text}: {module_name} cannot be imported ({type(error).__name__}: {error}). It is looked "
             "for in "
             "the installed packages and in the current directory."
         ) from error
@@ -123,21 +158,18 @@ def import_factory(text: str) -> nn.Module:
             public = [n for n in vars(found) if not n.startswith("_")] if hasattr(found, "__dict__") else []
             from posthoc_inn.errors import suggest
 
-            raise ConfigError(f"--model {text}: {module_name} has no {path!r}. {suggest(path, public)}")
+            raise ConfigError(f"{option} {text}: {module_name} has no {path!r}. {suggest(path, public)}")
         found = getattr(found, part)
-    if not isinstance(found, nn.Module):
-        if not callable(found):
-            raise ConfigError(f"--model {text}: {path} is a {type(found).__name__}; a function or class is needed.")
-        try:
-            found = found()
-        except Exception as error:
-            raise ConfigError(
-                f"--model {text}: calling {path}() raised {type(error).__name__}: {error}. It is called without "
-                "arguments."
-            ) from error
-    if not isinstance(found, nn.Module):
-        raise ConfigError(f"--model {text}: {path}() returned a {type(found).__name__}, not a torch.nn.Module.")
-    return found.eval()
+    if isinstance(found, nn.Module):
+        return found, f"{path} is"
+    if not callable(found):
+        raise ConfigError(f"{option} {text}: {path} is a {type(found).__name__}; a function or class is needed.")
+    try:
+        return found(), f"{path}() returned"
+    except Exception as error:
+        raise ConfigError(
+            f"{option} {text}: calling {path}() raised {type(error).__name__}: {error}. It is called without arguments."
+        ) from error
 
 
 def build_model(

@@ -176,7 +176,10 @@ def training_options(command: F) -> F:
             help="What the model gives, and so what is compared for samples and images; auto recognises it.",
         ),
         click.option(
-            "--autoencoder", metavar="NAME|BUNDLE", help="A registered one, or a bundle to share the autoencoder of."
+            "--autoencoder",
+            metavar="NAME|BUNDLE|PACKAGE.MODULE:FACTORY",
+            help="A registered one, a bundle to share the autoencoder of, or a trained one of your own, imported as "
+            "--model is.",
         ),
         click.option("--preset", type=click.Choice(preset_names()), help="Sizes and steps of everything."),
         click.option(

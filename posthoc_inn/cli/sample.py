@@ -38,6 +38,7 @@ def command(
     seed: int,
     model: str | None,
     weights: str | None,
+    autoencoder: str | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -58,7 +59,7 @@ def command(
     problems.check(out.suffix.lower() == ".png", f"--out takes the name of a .png file, got {out}")
     problems.raise_if_any()
 
-    interpreter, stored = load(bundle, model, weights, device)
+    interpreter, stored = load(bundle, model, weights, device, autoencoder)
     result = draw(interpreter, stored, [*files, *more], count, seed, out)
     if as_json:
         echo_json(result)

@@ -108,8 +108,9 @@ def _check(given: dict[str, Any]) -> None:
     problems.check(not given["networks"] or not has_model, "--network names its models itself")
     problems.check(given["bundle"] is None or bool(given["layers"]), "--bundle goes with --layers")
     problems.check(
-        given["bundle"] is None or (given["autoencoder"] is None and given["concepts"] is None),
-        "--bundle brings its autoencoder and its concepts; leave --autoencoder and --concepts out",
+        given["bundle"] is None or (":" in (given["autoencoder"] or ":") and given["concepts"] is None),
+        "--bundle brings its autoencoder and its concepts; leave --autoencoder and --concepts out (but for "
+        "--autoencoder PACKAGE.MODULE:FACTORY, where it was fitted with your own)",
     )
     problems.check(given["data"] is not None, "--data is missing: a registered data set, or a folder of images")
     problems.check(given["epochs"] is None or given["steps"] is None, "give --epochs or --steps, not both")
@@ -220,7 +221,9 @@ def _model(given: dict[str, Any]) -> tuple[nn.Module, ImageSpec, Any]:
     from posthoc_inn.plugins import get_plugin_manager
 
     if given["bundle"] is not None:
-        interpreter, stored = load(given["bundle"], given["model"], given["weights"], given["device"])
+        interpreter, stored = load(
+            given["bundle"], given["model"], given["weights"], given["device"], given["autoencoder"]
+        )
         return interpreter.model, stored.adapter.spec, stored
     manager = get_plugin_manager()
     how = {"input_size": given["input_size"], "mean": given["mean"], "std": given["std"]}
@@ -245,7 +248,7 @@ def _model(given: dict[str, Any]) -> tuple[nn.Module, ImageSpec, Any]:
 def _parts(given: dict[str, Any], spec: ImageSpec, stored: Any) -> _Parts:
     """Open the images, and what all points share."""
     from posthoc_inn.cli.data import is_folder
-    from posthoc_inn.cli.fit.inputs import check_canonical, open_autoencoder, open_images
+    from posthoc_inn.cli.fit.inputs import check_canonical, given_autoencoder, open_autoencoder, open_images
     from posthoc_inn.cli.fit.options import FitOptions
     from posthoc_inn.config import preset
     from posthoc_inn.fit.preparing import choose_image_size
@@ -257,7 +260,8 @@ def _parts(given: dict[str, Any], spec: ImageSpec, stored: Any) -> _Parts:
         raise ConfigError(f"--held-out is for folders; the data set {given['data']} has its own held-out part.")
     names = ("autoencoder", "image_size", "input_size", "held_out", "data_dir", "seed")
     chosen = FitOptions(**{name: given[name] for name in names}, data_options=list(given["data_options"]))
-    images = open_images(chosen, given["data"], given["draws"], manager, spec)
+    shared = given_autoencoder(chosen, manager) if stored is None else stored.autoencoder
+    images = open_images(chosen, given["data"], given["draws"], manager, spec, shared)
     for note in images.notes:
         echo(f"Note: {note}", err=True)
     source = BatchSource(images.train, batch_size=128, seed=given["seed"]).check()
@@ -273,7 +277,7 @@ def _parts(given: dict[str, Any], spec: ImageSpec, stored: Any) -> _Parts:
             )
         return _Parts(images, config, size, stored.autoencoder, stored.concepts)
     size = given["image_size"] or choose_image_size(height, width)
-    return _Parts(images, config, size, open_autoencoder(chosen, config, size, channels), None)
+    return _Parts(images, config, size, open_autoencoder(chosen, shared, config, size, channels), None)
 
 
 def _fit_arguments(given: dict[str, Any], images: Images) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def register_backbones(register: Register[nn.Module]) -> None:
 
     Metadata: `spec`, an `ImageSpec`, a callable from `weights` to one (it may import what is heavy), or None
     for a network that takes canonical images as they are; `layers`, names worth looking at, from input to
-    output.
+    output, or a mapping from each to what it is in words, which `posthoc-inn layers` shows.
     """
 
 

@@ -1,52 +1,21 @@
 """A stranger's plugin, installed for real into a fresh environment and used through the command line."""
 
 import json
-import os
-import subprocess
-import sys
-import sysconfig
-import venv
-from pathlib import Path
 
 import pytest
+from fresh_environment import ROOT, make_environment
 
 from posthoc_inn.plugins import hook_names
 
-ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "posthoc-inn-example-plugin"
-
-
-def run(command, **options):
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, **options)
-    assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def posthoc_inn(tmp_path_factory):
     """Return a function that runs the installed `posthoc-inn` in the fresh environment."""
-    pytest.importorskip("pip", reason="pip installs the plugin; it comes with `python -m venv`")
-    pytest.importorskip("hatchling", reason="hatchling builds the plugin; `make test` installs it")
     base = tmp_path_factory.mktemp("environment")
-    venv.create(base, with_pip=False, symlinks=os.name != "nt")
-    bin_ = base / ("Scripts" if os.name == "nt" else "bin")
-    site = sysconfig.get_path("purelib", "venv", {"base": str(base), "platbase": str(base)})
-    # torch and the other dependencies are borrowed: a download of gigabytes is not what is tested. Editable
-    # installs there are not borrowed, so that the project itself can only come from this environment.
-    Path(site, "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", bin_ / "python", "install", "-q", "--disable-pip-version-check"]
-    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--no-compile", "--ignore-installed"]
-    run([*pip, *offline, ROOT, EXAMPLE])
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    environment.update(POSTHOC_INN_PLUGINS="posthoc-inn-example", OMP_NUM_THREADS="1", COLUMNS="200")
-
-    def call(*arguments):
-        return run([bin_ / "posthoc-inn", *arguments], cwd=base, env=environment)
-
-    where = "import posthoc_inn, posthoc_inn_example; print(posthoc_inn.__file__, posthoc_inn_example.__file__)"
-    for file in run([bin_ / "python", "-c", where], cwd=base, env=environment).split():
-        assert Path(file).is_relative_to(base), "the fresh environment must not use the working copy"
-    return call
+    modules = ("posthoc_inn", "posthoc_inn_example")
+    return make_environment(base, [ROOT, EXAMPLE], modules, only="posthoc-inn-example")
 
 
 def test_the_plugin_is_listed_with_what_it_registered(posthoc_inn):

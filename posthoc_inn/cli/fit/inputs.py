@@ -5,27 +5,65 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
 from posthoc_inn.bundle import load_bundle
 from posthoc_inn.cli.bundles import bundle_of
 from posthoc_inn.cli.data import Images, folder_images, is_folder, registered_images
 from posthoc_inn.cli.fit.options import Choice, FitOptions
-from posthoc_inn.cli.models import NONE, TRAIN, Model, backbone_spec, build_model, channels_of, needed_side, own_spec
+from posthoc_inn.cli.models import (
+    NONE,
+    TRAIN,
+    Model,
+    backbone_spec,
+    build_model,
+    channels_of,
+    import_autoencoder,
+    means_import,
+    needed_side,
+    own_spec,
+)
 from posthoc_inn.concepts.model import LONGEST_NAME
 from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec
-from posthoc_inn.errors import BundleError, ConfigError
+from posthoc_inn.errors import ConfigError
 from posthoc_inn.images import BatchSource
 from posthoc_inn.names import encodable
 from posthoc_inn.plugins import PluginManager
 
 
+def given_autoencoder(options: FitOptions, manager: PluginManager) -> Autoencoder | None:
+    """Return the trained autoencoder that --autoencoder names, of a bundle or the user's own; None where it has none.
+
+    Raises:
+        PosthocInnError: It cannot be loaded, or imported.
+    """
+    if options.autoencoder is None:
+        return None
+    path = Path(options.autoencoder)
+    if path.is_dir():
+        return as_autoencoder(load_bundle(bundle_of(path)).autoencoder)
+    return import_autoencoder(options.autoencoder) if means_import(manager, options.autoencoder) else None
+
+
+def told_of_autoencoder(options: FitOptions, manager: PluginManager) -> dict[str, str]:
+    """Return what a bundle tells of the user's own autoencoder, for messages: it is never imported from there."""
+    name = options.autoencoder
+    is_own = name is not None and not Path(name).is_dir() and means_import(manager, name)
+    return {"autoencoder": str(name)} if is_own else {}
+
+
 def open_images(
-    options: FitOptions, data: str, draws: int | None, manager: PluginManager, spec: ImageSpec | None
+    options: FitOptions,
+    data: str,
+    draws: int | None,
+    manager: PluginManager,
+    spec: ImageSpec | None,
+    given: Autoencoder | None,
 ) -> Images:
-    """Open the folder or data set `data`; `spec` is the model's, where it is known already."""
+    """Open the folder or data set `data`; `spec` is the model's, where it is known already, `given` the autoencoder."""
     if is_folder(manager, data):
         images = folder_images(
             Path(data),
-            size=options.image_size,
+            size=options.image_size or (None if given is None else given.config.size),
             channels=3,
             held_out=options.held_out,
             seed=options.seed,
@@ -78,6 +116,7 @@ def open_model(options: FitOptions, choice: Choice, manager: PluginManager, imag
     origin = {
         "backbone": choice.backbone,
         "model": options.model,
+        **told_of_autoencoder(options, manager),
         "weights": None if choice.weights is None else Path(choice.weights).name,
         "num_classes": classes,
         "data": Path(choice.data).name,
@@ -86,21 +125,25 @@ def open_model(options: FitOptions, choice: Choice, manager: PluginManager, imag
     return Model(module, spec, choice.backbone or str(options.model), notes, origin)
 
 
-def open_autoencoder(options: FitOptions, config: FitConfig, size: int, channels: int) -> Any:
-    """Return None, a configuration, or the trained autoencoder of a bundle."""
+def open_autoencoder(
+    options: FitOptions, given: Autoencoder | None, config: FitConfig, size: int, channels: int
+) -> Autoencoder | AutoencoderConfig | None:
+    """Return None, a configuration, or the trained autoencoder that was given, once it fits the images.
+
+    Raises:
+        ConfigError: It does not.
+    """
     if options.autoencoder is None:
         return None
-    path = Path(options.autoencoder)
-    if path.is_dir():
-        shared = load_bundle(bundle_of(path)).autoencoder
-        own: AutoencoderConfig = shared.config  # type: ignore[assignment]
+    if given is not None:
+        own = given.config
         if options.image_size not in (None, own.size) or own.channels != channels:
-            raise BundleError(
-                f"The autoencoder of {path} is for {own.size} px and {own.channels} channels; the images have "
-                f"{channels} "
-                f"channels" + (f" and --image-size is {options.image_size}." if options.image_size else ".")
+            raise ConfigError(
+                f"The autoencoder of {options.autoencoder} is for {own.size} px and {own.channels} channels; the "
+                f"images have {channels} channels"
+                + (f" and --image-size is {options.image_size}." if options.image_size else ".")
             )
-        return shared
+        return given
     return AutoencoderConfig(
         kind=options.autoencoder,
         size=size,

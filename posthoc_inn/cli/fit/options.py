@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from posthoc_inn.cli.data import EMBEDDED, is_folder
-from posthoc_inn.cli.models import DEFAULT_LAYERS, FALLBACK_BACKBONE, TRAIN, default_backbone, layers_worth_looking_at
+from posthoc_inn.cli.models import (
+    DEFAULT_LAYERS,
+    FALLBACK_BACKBONE,
+    TRAIN,
+    default_backbone,
+    layers_worth_looking_at,
+    means_import,
+)
 from posthoc_inn.config import FitConfig, Precision, preset
 from posthoc_inn.errors import PosthocInnError, Problems
 from posthoc_inn.plugins import PluginManager
@@ -138,9 +145,9 @@ def choose(options: FitOptions, manager: PluginManager) -> Choice:
         problems.check(False, f"--layer is missing. {layers_worth_looking_at(manager, backbone)}")
     if options.autoencoder is not None and not Path(options.autoencoder).is_dir():
         name = options.autoencoder
-        if "/" in name:
+        if "/" in name and name.partition(":")[0] not in manager.autoencoders.prefixes():
             problems.check(False, f"--autoencoder {name}: there is no such bundle")
-        else:
+        elif not means_import(manager, name):
             attempt(lambda: manager.autoencoders.get(name))
     problems.raise_if_any()
     draws = options.draws

@@ -12,7 +12,13 @@ from torch import Tensor
 from posthoc_inn.analysis import model_accuracy
 from posthoc_inn.cli.fit import classifier as classifier_stage
 from posthoc_inn.cli.fit.directory import RunDirectory
-from posthoc_inn.cli.fit.inputs import check_canonical, open_autoencoder, open_images, open_model
+from posthoc_inn.cli.fit.inputs import (
+    check_canonical,
+    given_autoencoder,
+    open_autoencoder,
+    open_images,
+    open_model,
+)
 from posthoc_inn.cli.fit.memory import keep_freed_memory
 from posthoc_inn.cli.fit.options import FitOptions, choose, title_of
 from posthoc_inn.cli.fit.results import report_words, show_result, write_pictures
@@ -70,7 +76,8 @@ class Run:
             spec = backbone_spec(
                 manager, choice.backbone, choice.weights, input_size=options.input_size, mean=None, std=None
             )
-        self.images = open_images(options, choice.data, choice.draws, manager, spec)
+        self.given = given_autoencoder(options, manager)
+        self.images = open_images(options, choice.data, choice.draws, manager, spec, self.given)
         self.source = BatchSource(self.images.train, batch_size=128, seed=options.seed).check()
         self.kept = BatchSource(self.images.held_out, batch_size=128, seed=options.seed).check()
         check_canonical(self.source, self.images.name)
@@ -96,7 +103,7 @@ class Run:
                 choice.layer,
                 spec=self.model.spec,
                 prediction_kind=options.prediction_kind,
-                autoencoder=open_autoencoder(options, choice.config, size, channels),
+                autoencoder=open_autoencoder(options, self.given, choice.config, size, channels),
                 preset=choice.config,
                 image_size=size,
                 device=str(self.device),
