@@ -14,7 +14,7 @@ from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.flows.conditional import Row
 from posthoc_inn.flows.linear import LinearGaussian, pooled
-from posthoc_inn.flows.linear_fit import BASIS_ROWS, FOLDS, MOST_COMPONENTS
+from posthoc_inn.flows.linear_fit import FOLDS, basis_sizes
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import History
 from posthoc_inn.training.tasks import flow_nats
@@ -40,7 +40,8 @@ def some_rows(rows: Cache) -> Iterator[Row]:
 
 def fit_linear(flow: ConditionalFlow, rows: Cache, *, seed: int) -> None:
     """Fit the linear model of `flow` to cached rows, in closed form."""
-    pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:BASIS_ROWS]
+    pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    pick = pick[: basis_sizes(_features(flow))[1]]
     flow.fit_linear(lambda: some_rows(rows), rows["z"].rows(pick), seed=seed)
 
 
@@ -64,15 +65,18 @@ def closed_form_history(flow: ConditionalFlow, rows: Cache, held_out: Cache, sec
 
 def _sizes(flow: ConditionalFlow) -> tuple[int, int, int]:
     """Return the numbers of features, of those that enter the regression, and of latents, of the linear t."""
-    features = math.prod(pooled(flow.conditioner.config.z_shape))
-    return features, min(features, MOST_COMPONENTS), flow.flow.config.dim
+    return _features(flow), basis_sizes(_features(flow))[0], flow.flow.config.dim
+
+
+def _features(flow: ConditionalFlow) -> int:
+    return math.prod(pooled(flow.conditioner.config.z_shape))
 
 
 def linear_bytes(flow: ConditionalFlow) -> int:
     """Return about how many bytes the fit of the linear t takes for a while."""
     features, kept, dim = _sizes(flow)
     moments = 8 * (kept + dim) ** 2
-    basis = 4 * features * (BASIS_ROWS + 3 * kept) if kept < features else 0
+    basis = 4 * features * (basis_sizes(features)[1] + 3 * kept) if kept < features else 0
     # Of each fold: moments, those of the others, eigenvectors, and both turned into their basis.
     return 4 * FOLDS * moments + basis + 8 * features * dim
 
@@ -108,7 +112,7 @@ def linear_seconds(flow: ConditionalFlow, z: Tensor, rows: int) -> float:
     each = _time(pooling) / len(z) + _time(row_products) / 64
     # A decomposition for each fold and for all; turning and scoring take about as long again.
     solved = 2 * (FOLDS + 1) * _time(solving) * ((kept + dim) / len(square)) ** 3
-    found = _time(row_products) / 64 * features / kept * BASIS_ROWS if kept < features else 0.0
+    found = _time(row_products) / 64 * features / kept * basis_sizes(features)[1] if kept < features else 0.0
     return each * min(rows, LINEAR_ROWS) + solved + found
 
 

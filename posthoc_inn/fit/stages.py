@@ -333,7 +333,7 @@ class Fit:
 
     def _train_flow(self, rows: Cache, held_out: Cache) -> History:
         parts, flow, config = self.parts, self.parts.flow, self.parts.config.flow_training
-        self.reporter.stage("t", config.steps)
+        self.reporter.stage("t", config.steps if flow.is_trained else None)
         started = time.perf_counter()
         flow.conditioner.fit_standardization(
             (z.to(parts.device) for (z,) in itertools.islice(rows.batches(CHUNK, "z"), 400)), force=True
@@ -379,5 +379,7 @@ class Fit:
             self.parts = dataclasses.replace(parts, flow=linear)
         note = found.note(is_used)
         if note is not None:
+            if is_used:
+                self.notes.append(note)
             self.reporter.note(f"Note: {note}")
         return linear

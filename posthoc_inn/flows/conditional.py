@@ -17,7 +17,7 @@ from posthoc_inn.flows.coupling_flow import CouplingFlow, evaluating
 from posthoc_inn.flows.factor import FactorFlow
 from posthoc_inn.flows.fast import inverse as fast_inverse
 from posthoc_inn.flows.linear import LinearGaussian
-from posthoc_inn.flows.linear_fit import BASIS_ROWS, LinearFit, fit_rows
+from posthoc_inn.flows.linear_fit import LinearFit, fit_rows
 from posthoc_inn.objectives import drawn
 
 Row = tuple[Tensor, Tensor, Tensor]
@@ -288,7 +288,8 @@ class ConditionalFlow(nn.Module):
         Args:
             rows: Returns batches of z (B, *z_shape), mean and deviation of z_bar (B, D); memory does not grow with
                 their number.
-            some: z of some thousand rows, (B, *z_shape), which principal components are found from.
+            some: z of some rows, (B, *z_shape), which principal components are found from; `linear_fit.basis_sizes`
+                says how many do.
             seed: Of the latents drawn where t works on e's factors; without e nothing is drawn.
 
         Raises:
@@ -317,7 +318,7 @@ class ConditionalFlow(nn.Module):
                 yield features(z), y, torch.zeros_like(y)
 
         with evaluating(self):
-            few = torch.cat([features(part) for part in some[:BASIS_ROWS].split(CONTEXT_CHUNK)])
+            few = torch.cat([features(part) for part in some.split(CONTEXT_CHUNK)])
             found = fit_rows(batches(), few)
         linear.set(found.mean, found.weight, found.scale)
         return found

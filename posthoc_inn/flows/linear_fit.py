@@ -17,7 +17,9 @@ FOLDS = 4
 MOST_COMPONENTS = 1024
 """Features that enter the regression; of more, the first principal components."""
 BASIS_ROWS = 2048
-"""Rows that the components are found from."""
+"""Rows that the components are found from, at the most."""
+BASIS_VALUES = 1 << 26
+"""Values that those rows, and the components, may have in all."""
 RIDGES = tuple(10.0 ** (k / 2) for k in range(-10, 7))
 """Strengths of the ridge tried, as multiples of the number of rows: features have a variance of about one."""
 SHRINKAGES = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
@@ -182,7 +184,17 @@ class LinearFit:
     nats: float
 
 
-def components(features: Tensor, most: int = MOST_COMPONENTS) -> Tensor | None:
+def basis_sizes(features: int) -> tuple[int, int]:
+    """Return how many of so many features enter the regression, and from how many rows they are found.
+
+    >>> basis_sizes(512), basis_sizes(25_088), basis_sizes(1_000_000)
+    ((512, 2048), (1024, 2048), (33, 67))
+    """
+    rows = max(4, min(BASIS_ROWS, BASIS_VALUES // features))
+    return (features if features <= MOST_COMPONENTS else min(MOST_COMPONENTS, rows // 2)), rows
+
+
+def components(features: Tensor, most: int) -> Tensor | None:
     """Return the first principal directions (K, P) of features (B, P), orthonormal; None where P is no more than K."""
     if features.shape[1] <= most:
         return None
@@ -240,7 +252,7 @@ def fit_rows(batches: Iterable[tuple[Tensor, Tensor, Tensor]], some: Tensor) -> 
     Raises:
         DataError: There are fewer than 2 rows, or values that are not finite.
     """
-    basis = components(some)
+    basis = components(some, basis_sizes(some.shape[1])[0])
     folds: list[Moments] = []
     seen = 0
     for x, mean, std in batches:
