@@ -38,11 +38,20 @@ def some_rows(rows: Cache) -> Iterator[Row]:
         yield z, mean, std
 
 
-def fit_linear(flow: ConditionalFlow, rows: Cache, *, seed: int) -> None:
-    """Fit the linear model of `flow` to cached rows, in closed form."""
+def fit_linear(flow: ConditionalFlow, rows: Cache, *, seed: int) -> Tensor | None:
+    """Fit the linear model of `flow` to cached rows, in closed form.
+
+    Returns:
+        What regressions without a row expect for it, (N, D), which blocks after the model are trained on; None where
+        there are so many rows that it makes no difference.
+    """
     pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     pick = pick[: basis_sizes(_features(flow))[1]]
-    flow.fit_linear(lambda: some_rows(rows), rows["z"].rows(pick), seed=seed)
+    found = flow.fit_linear(lambda: some_rows(rows), rows["z"].rows(pick), seed=seed)
+    if not flow.is_trained or len(rows) > LINEAR_ROWS:
+        return None
+    places = torch.arange(len(rows)).split(CHUNK)
+    return torch.cat([flow.left_out(rows["z"].rows(index), found, index) for index in places])
 
 
 def fitted_linear(flow: ConditionalFlow, rows: Cache, *, seed: int) -> ConditionalFlow:

@@ -338,8 +338,7 @@ class Fit:
         flow.conditioner.fit_standardization(
             (z.to(parts.device) for (z,) in itertools.islice(rows.batches(CHUNK, "z"), 400)), force=True
         )
-        if flow.linear is not None:
-            fit_linear(flow, rows, seed=config.seed)
+        expected = None if flow.linear is None else fit_linear(flow, rows, seed=config.seed)
         if not flow.is_trained:
             return closed_form_history(flow.eval(), rows, held_out, time.perf_counter() - started)
         pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))[:INITIALIZATION_ROWS]
@@ -355,6 +354,7 @@ class Fit:
             batch_size=config.batch_size,
             seed=config.seed,
             interaction_weight=parts.interaction_weight(flow),
+            expected=expected,
         )
         return train(
             task,

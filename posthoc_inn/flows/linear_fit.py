@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -108,10 +108,10 @@ class Regression:
         weights: Tensor = self.turned / (self.values + ridge * self.count).unsqueeze(1)
         return weights
 
-    def weights(self, ridge: float) -> Tensor:
-        """Return the coefficients (P, D)."""
-        weights: Tensor = self.vectors @ self._weights(ridge)
-        return weights
+    def line(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """Return what is expected where the features are 0, (D,), and the coefficients, (D, P)."""
+        weight = (self.vectors @ self._weights(ridge)).T
+        return self.y - weight @ self.x, weight
 
     def residuals(self, ridge: float) -> Tensor:
         """Return the sum of products of the other rows' residuals, (D, D)."""
@@ -174,6 +174,7 @@ class LinearFit:
         ridge: Strength of the ridge, as a multiple of the rows.
         shrinkage: Share of its diagonal in the residual covariance.
         nats: Negative log-likelihood of rows that each fold left out.
+        left_out: For each fold, mean and weight of the regression on all others; row i is in fold i % FOLDS.
     """
 
     mean: Tensor
@@ -182,6 +183,7 @@ class LinearFit:
     ridge: float
     shrinkage: float
     nats: float
+    left_out: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 def basis_sizes(features: int) -> tuple[int, int]:
@@ -237,9 +239,9 @@ def fit_moments(folds: list[Moments]) -> LinearFit:
     if bool(failed):  # rounding, where latents are all but functions of each other
         share = max(share, 0.01)
         factor = torch.linalg.cholesky(shrunk(covariance, share))
-    final = Regression(rows)
-    weight = final.weights(ridge).T
-    return LinearFit(final.y - weight @ final.x, weight, factor, ridge, share, _held_out_nats(parts, counts, share))
+    mean, weight = Regression(rows).line(ridge)
+    left_out = tuple(regression.line(ridge) for regression in regressions)
+    return LinearFit(mean, weight, factor, ridge, share, _held_out_nats(parts, counts, share), left_out)
 
 
 def fit_rows(batches: Iterable[tuple[Tensor, Tensor, Tensor]], some: Tensor) -> LinearFit:
@@ -269,4 +271,6 @@ def fit_rows(batches: Iterable[tuple[Tensor, Tensor, Tensor]], some: Tensor) -> 
     found = fit_moments(folds)
     if basis is None:
         return found
-    return LinearFit(found.mean, found.weight @ basis.double(), found.scale, found.ridge, found.shrinkage, found.nats)
+    wide = basis.double()
+    left_out = tuple((mean, weight @ wide) for mean, weight in found.left_out)
+    return replace(found, weight=found.weight @ wide, left_out=left_out)
