@@ -30,7 +30,8 @@ PROBED = 48
 NO_ENCODER = (
     "The autoencoder is a generator, which has no encoder, and {what}. What needs z alone works: sample, "
     "explained_by_invariances, concept_relevance. Otherwise give pictures that generator.draws(...) has made, "
-    "whose latents are known, or attach an Inverter: generator.inverter = Inverter().fit(generator, generator.draws(5000))."
+    "whose latents are known, or attach an Inverter: generator.inverter = "
+    "Inverter().fit(generator, generator.draws(5000))."
 )
 
 
