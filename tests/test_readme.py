@@ -6,16 +6,19 @@ import re
 import shlex
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_parts import STEPS, tiny_default
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from posthoc_inn import config
+import posthoc_inn
+from posthoc_inn import GivenGenerator, ImageSpec, Inverter, config, invert_by_optimization
 from posthoc_inn.cli.main import cli
 from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.features import LayerExtractor
@@ -78,7 +81,13 @@ def what_readers_bring():
     model = a_readers_model()
     pairs = torch.arange(len(data)).reshape(-1, 2)
     yes_or_no = torch.arange(len(data)) % 2
+    some = torch.randn(4, 512, generator=torch.Generator().manual_seed(2))
+    basis = torch.randn(512, 3, 28, 28, generator=torch.Generator().manual_seed(0)) / 512**0.5
     return {
+        "decode": lambda w: torch.tanh(torch.einsum("bd,dchw->bchw", w, basis)),
+        "photographs": (1 + torch.tanh(torch.einsum("bd,dchw->bchw", some, basis))) / 2,
+        "network": lambda x: (x[:, 0, :2].mean((1, 2)) > x[:, 0, 2:].mean((1, 2))).long(),
+        "spec": ImageSpec(size=(28, 28)),
         "model": model,
         "other": a_readers_model(),
         "layer": LAYER,
@@ -120,6 +129,16 @@ def few_steps(monkeypatch, tmp_path):
     tiny = tiny.replace(concepts=tiny.concepts.replace(blocks=2, width=8, training=STEPS))
     monkeypatch.setitem(config.PRESETS, "default", tiny)
     monkeypatch.chdir(tmp_path)
+    few_draws(monkeypatch)
+
+
+def few_draws(monkeypatch):
+    """Let what a document does with a generator, too, take a second: few draws, few steps."""
+    draws = GivenGenerator.draws
+    monkeypatch.setattr(GivenGenerator, "draws", lambda self, n, *more, **options: draws(self, min(n, 60), *more, **options))
+    monkeypatch.setattr(posthoc_inn, "Inverter", lambda steps: Inverter(steps=min(steps, 4)))
+    monkeypatch.setattr(posthoc_inn, "invert_by_optimization", partial(invert_by_optimization, steps=3))
+    save_file({"w": torch.randn(5000, 512, generator=torch.Generator().manual_seed(1))}, "w.safetensors")
 
 
 @EACH_DOCUMENT
