@@ -617,7 +617,7 @@ class Interpreter:
             samples: Draws in all.
             seed: Seed of v.
         """
-        given = self.pipeline.z_from(data, z, limit=max(2, samples // 20))
+        given = self.pipeline.z_from(data, z, limit=max(2, samples // 20), seed=seed)
         return analysis.explained_by_invariances(self.pipeline, given, samples=samples, seed=seed)
 
     @in_plain_torch
@@ -636,7 +636,7 @@ class Interpreter:
             NotFittedError: Nothing was fitted, or there is no e.
         """
         model = self.concept_model
-        given = self.pipeline.z_from(data, z, limit=max(3, samples // 10))
+        given = self.pipeline.z_from(data, z, limit=max(3, samples // 10), seed=seed)
         return analysis.concept_relevance(self.pipeline, model, given, samples=samples, seed=seed)
 
     # ---- keeping

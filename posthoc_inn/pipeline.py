@@ -14,9 +14,10 @@ from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.errors import ConfigError, DataError, ShapeError
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.flows import ConditionalFlow, computing_in
-from posthoc_inn.images import BatchSource, InputAdapter
+from posthoc_inn.images import BatchSource, InputAdapter, some_of
 from posthoc_inn.objectives import flow_nll
 from posthoc_inn.rows.world import World
+from posthoc_inn.seeds import derived
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int = CHUNK) -> Tensor:
@@ -80,11 +81,16 @@ class Pipeline:
             self.world.tell(z)
         return z
 
-    def z_from(self, data: Any, z: Tensor | None = None, *, limit: int) -> Tensor:
-        """Return z of the first `limit` images of a loader, data set or tensor, or of the given representations."""
+    def z_from(self, data: Any, z: Tensor | None = None, *, limit: int, seed: int = 0) -> Tensor:
+        """Return z of up to `limit` images of a loader, data set or tensor, or of as many given representations.
+
+        Of more than that, some are chosen at random; of a stream, the first (`some_of`).
+        """
         if z is not None or data is None:
-            return self.z_of(data, z)[:limit]
-        source = BatchSource(data, batch_size=128, limit=limit)
+            given = self.z_of(data, z)
+            order = torch.randperm(len(given), generator=torch.Generator().manual_seed(derived(seed, "some")))
+            return given[order[:limit].sort().values]
+        source = BatchSource(some_of(data, limit, seed=seed), batch_size=128, limit=limit)
         return torch.cat([self.features(batch["images"]) for batch in source.batches()])
 
     def means(self, images: Tensor) -> Tensor:

@@ -135,7 +135,9 @@ def few_steps(monkeypatch, tmp_path):
 def few_draws(monkeypatch):
     """Let what a document does with a generator, too, take a second: few draws, few steps."""
     draws = GivenGenerator.draws
-    monkeypatch.setattr(GivenGenerator, "draws", lambda self, n, *more, **options: draws(self, min(n, 60), *more, **options))
+    monkeypatch.setattr(
+        GivenGenerator, "draws", lambda self, n, *more, **options: draws(self, min(n, 60), *more, **options)
+    )
     monkeypatch.setattr(posthoc_inn, "Inverter", lambda steps: Inverter(steps=min(steps, 4)))
     monkeypatch.setattr(posthoc_inn, "invert_by_optimization", partial(invert_by_optimization, steps=3))
     save_file({"w": torch.randn(5000, 512, generator=torch.Generator().manual_seed(1))}, "w.safetensors")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from posthoc_inn.errors import DataError
 from posthoc_inn.features.outputs import is_classification
-from posthoc_inn.images import BatchSource
+from posthoc_inn.images import BatchSource, some_of
 from posthoc_inn.training.classifier import chance, classes_of
 
 LIMIT = 1000
@@ -31,7 +31,7 @@ def model_accuracy(
     Args:
         predict: Images as `source` yields them, (B, C, H, W) -> the model's output, batch first.
         source: Labelled images.
-        limit: Images that are looked at.
+        limit: Images that are looked at, at random where there are more (`some_of`).
         classes: How many classes the data has, as far as it is known; labels may show more. The model must have as
             many: another number means other classes. None asks every model that has a score for each label, and takes,
             of several labels with names, the first that is a class.
@@ -47,6 +47,7 @@ def model_accuracy(
     """
     if kind not in ("auto", "classes"):
         return None
+    source = BatchSource(some_of(source, limit, seed=source.seed), source.batch_size, seed=source.seed)
     hits = width = 0
     seen: list[Tensor] = []
     for batch in source.batches(draw=0):

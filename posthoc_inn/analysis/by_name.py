@@ -15,7 +15,7 @@ from posthoc_inn.analysis.samples import class_names_of
 from posthoc_inn.concepts import RANDOM, ConceptModel
 from posthoc_inn.errors import ConfigError, DataError, Problems
 from posthoc_inn.features.outputs import is_classification
-from posthoc_inn.images import BatchSource
+from posthoc_inn.images import BatchSource, some_of
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.plugins import get_plugin_manager
 
@@ -97,12 +97,12 @@ def run_analysis(
 
 
 def images_of(data: Any, count: int, *, seed: int, least: int = 2) -> Tensor:
-    """Return the first `count` images of data, as the interpreter takes them.
+    """Return `count` images of data, as the interpreter takes them: all, or some at random (`some_of`).
 
     Raises:
         DataError: There are too few.
     """
-    images = BatchSource(data, batch_size=128, seed=seed).first(count)
+    images = BatchSource(some_of(data, count, seed=seed), batch_size=128, seed=seed).first(count)
     if len(images) < least:
         raise DataError(f"At least {least} images are needed, got {len(images)}.")
     return images

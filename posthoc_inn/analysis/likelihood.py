@@ -82,8 +82,8 @@ GAP = 1.0
 
 
 def _drawn(pipeline: Pipeline, cache: Cache, limit: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return H(z), z_bar drawn from the encoder, and its deviation, for the first `limit` rows."""
-    index = torch.arange(min(limit, len(cache)))
+    """Return H(z), z_bar drawn from the encoder, and its deviation, for up to `limit` rows."""
+    index = cache.some(limit, seed=seed)
     mean, std = cache["mean"].rows(index), cache["std"].rows(index)
     # z itself can be large: it is read in parts.
     context = torch.cat([pipeline.context(cache["z"].rows(part)) for part in index.split(CHUNK)])

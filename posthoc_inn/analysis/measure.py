@@ -67,15 +67,15 @@ def autoencoder_quality(
         limit: Images used at the most.
         seed: Seed of the encoder's noise.
     """
-    index = torch.arange(min(limit, len(held_out)))
+    index = held_out.some(limit, seed=seed)
     mean, std = held_out["mean"].rows(index), held_out["std"].rows(index)
-    latents, classes = drawn(mean, std, seed), predictions(held_out, len(index))
+    latents = drawn(mean, std, seed)
     asked, errors = Asked(pipeline, 1), 0.0
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for part in index.split(PICTURES):
+    for part, drawn_latents in zip(index.split(PICTURES), latents.split(PICTURES), strict=True):
         images = unit(held_out["images"].rows(part))
-        decoded = pipeline.decode(latents[part]).cpu()
-        asked.add(decoded, held_out["z"].rows(part), None if classes is None else classes[part])
+        decoded = pipeline.decode(drawn_latents).cpu()
+        asked.add(decoded, held_out["z"].rows(part), predictions(held_out, part))
         errors += float((2 * (decoded - images)).square().double().sum())
         if image_metrics:
             kept.append((images, decoded))
@@ -94,9 +94,9 @@ def autoencoder_quality(
     )
 
 
-def predictions(cache: Cache, rows: int) -> torch.Tensor | None:
-    """Return what is compared of the predictions for the first cached images, (rows, ...), or None for nothing."""
-    return cache["prediction"].rows(torch.arange(rows)) if "prediction" in cache else None
+def predictions(cache: Cache, rows: torch.Tensor) -> torch.Tensor | None:
+    """Return what is compared of the predictions for these rows, (rows, ...), or None for nothing."""
+    return cache["prediction"].rows(rows) if "prediction" in cache else None
 
 
 def measure(
@@ -116,7 +116,8 @@ def measure(
     if is_drawn:
         # Each picture can take a second: as many as a tenth of those that were made for the fit.
         rows = min(rows, max(8, (len(train) + len(held_out)) // (10 * SAMPLES)))
-    z = held_out["z"].rows(torch.arange(rows))
+    some = held_out.some(rows, seed=seed)
+    z = held_out["z"].rows(some)
     return {
         "images": {"train": len(train), "held_out": len(held_out)},
         # A draw is its own reconstruction: there is nothing to measure.
@@ -126,9 +127,9 @@ def measure(
         "likelihood": likelihood(
             pipeline, train, held_out, history, trained=trained, linear=linear, seed=seed
         ).to_dict(),
-        "faithfulness": faithfulness(pipeline, z, predictions(held_out, rows), samples=SAMPLES, seed=seed).to_dict(),
+        "faithfulness": faithfulness(pipeline, z, predictions(held_out, some), samples=SAMPLES, seed=seed).to_dict(),
         "explained_by_invariances": explained_by_invariances(
-            pipeline, held_out["z"].rows(torch.arange(min(500, len(held_out)))), seed=seed
+            pipeline, held_out["z"].rows(held_out.some(500, seed=seed)), seed=seed
         ).to_dict(),
         "training": {
             "t": history.to_dict(),

@@ -76,7 +76,7 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
     )
     relevance = None
     if concept_model is not None and concept_model.space == "z_bar":
-        z = result.held_out["z"].rows(torch.arange(min(len(result.held_out), RELEVANCE_IMAGES)))
+        z = result.held_out["z"].rows(result.held_out.some(RELEVANCE_IMAGES, seed=seed))
         relevance = analysis.concept_relevance(pipeline, concept_model, z, seed=seed)
         metrics["concepts"] = {
             "names": list(concept_model.names),
@@ -108,7 +108,7 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
 
 def _examples(fit: Fit, result: FitResult, seed: int) -> Examples:
     rows = result.held_out
-    index = torch.arange(min(len(rows), HISTOGRAM))
+    index = rows.some(HISTOGRAM, seed=seed)
     mean, std = rows["mean"].rows(index), rows["std"].rows(index)
     pipeline = fit.parts.pipeline()
     v, _ = pipeline.invariances(drawn(mean, std, seed), pipeline.context(rows["z"].rows(index)))

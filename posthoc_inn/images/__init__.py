@@ -21,7 +21,7 @@ from posthoc_inn.images.spec import (
     resize,
     undo_spec_normalization,
 )
-from posthoc_inn.images.splitting import has_length, positions, split
+from posthoc_inn.images.splitting import has_length, positions, some_of, split
 
 __all__ = [
     "STREAM",
@@ -41,6 +41,7 @@ __all__ = [
     "positions",
     "recognize_normalization",
     "resize",
+    "some_of",
     "split",
     "stack_image_files",
     "undo_spec_normalization",

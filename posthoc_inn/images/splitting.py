@@ -23,6 +23,7 @@ from posthoc_inn.errors import ConfigError, DataError, PosthocInnWarning
 from posthoc_inn.images.batches import BatchSource
 from posthoc_inn.images.convert import as_labels
 from posthoc_inn.images.numbering import STREAM
+from posthoc_inn.seeds import derived
 
 COMPARED = 256
 """First images of a stream, which two passes have to agree about."""
@@ -71,6 +72,33 @@ def split(data: Any, held_out: Any = 0.1, seed: int = 0) -> tuple[Any, Any]:
         return _part(data, train_rows, is_training=True), _part(data, held_rows, is_training=False)
     train_rows, held_rows = _rows(len(source), held_out, seed)
     return Subset(indexable, train_rows), Subset(indexable, held_rows)
+
+
+def some_of(data: Any, count: int, *, seed: int = 0) -> Any:
+    """Return the data with `count` of its images, chosen at random, in their own order; all where it has no more.
+
+    A folder comes class by class, so that its first images stand for nothing. Of a stream, and of a loader with a
+    sampler of its own, the first ones are all that can be had without reading everything: those stay as they are.
+
+    >>> len(some_of(torch.rand(20, 3, 4, 4), 5))
+    5
+    """
+    if isinstance(data, BatchSource):
+        if data.limit is not None:
+            return data
+        data = data.data
+    if not has_length(data):
+        return data
+    is_loader = isinstance(data, DataLoader)
+    if is_loader and type(data.sampler) not in (RandomSampler, SequentialSampler):
+        return data
+    length = len(data.dataset) if is_loader else BatchSource(data).length
+    indexable = data.dataset if is_loader else _indexable(data)
+    if length is None or length <= count or indexable is None:
+        return data
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(derived(seed, "some")))
+    chosen = Subset(indexable, order[:count].sort().values.tolist())
+    return _like(data, chosen, batch_size=data.batch_size or 64) if is_loader else chosen
 
 
 def has_length(data: Any) -> bool:

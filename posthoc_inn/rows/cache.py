@@ -26,6 +26,7 @@ from torch import Tensor
 from posthoc_inn.errors import DataError, ShapeError
 from posthoc_inn.files import replace_file
 from posthoc_inn.names import file_name
+from posthoc_inn.seeds import derived
 
 DEFAULT_BUDGET = 2 * 2**30
 """Bytes of rows kept in memory before they go to disk."""
@@ -355,6 +356,14 @@ class Cache:
             for name in (INDEX, PART):
                 (self.directory / name).unlink(missing_ok=True)
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def some(self, limit: int | None, *, seed: int) -> Tensor:
+        """Return the numbers of up to `limit` rows, chosen at random and in random order.
+
+        Folders come class by class: the first rows would be of one class, and neighbours of one another's.
+        """
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(derived(seed, "rows")))
+        return order[:limit]
 
     def digest(self, *names: str) -> str:
         """Return a digest of all values of the named columns."""

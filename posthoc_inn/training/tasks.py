@@ -206,13 +206,12 @@ class FlowTask:
 def flow_nats(flow: ConditionalFlow, cache: Cache, *, limit: int | None = None, seed: int = 0) -> Tensor:
     """Return the negative log-likelihood of z_bar given z of each cached row, (N,) in float64, in nats.
 
-    Rows are taken in order, 512 at a time, until there are `limit`; each has one draw of the encoder's noise.
+    Of more than `limit` rows as many are taken, at random; each has one draw of the encoder's noise.
     """
     generator = torch.Generator().manual_seed(seed)
     found: list[Tensor] = []
-    for z, mean, std in cache.batches(512, "z", "mean", "std"):
-        if limit is not None and 512 * len(found) >= limit:
-            break
+    for part in cache.some(limit, seed=seed).sort().values.split(512):
+        z, mean, std = (cache[name].rows(part) for name in ("z", "mean", "std"))
         noise = torch.randn(mean.shape, generator=generator)
         z, mean, std, noise = (part.to(flow.device) for part in (z.float(), mean, std, noise))
         found.append(flow_nll(*flow(mean + std * noise, flow.context(z))).double().cpu())

@@ -37,7 +37,7 @@ def test_no_more_images_are_looked_at_than_asked_for():
         seen.append(len(images))
         return right(images)
 
-    assert model_accuracy(predict, source(), limit=3)["images"] == 3
+    assert model_accuracy(predict, source(), limit=3, classes=3)["images"] == 3
     assert sum(seen) == 3
 
 

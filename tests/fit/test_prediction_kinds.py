@@ -14,6 +14,7 @@ from posthoc_inn import ConfigError, Interpreter, analysis
 from posthoc_inn.config import TrainConfig
 from posthoc_inn.fit import FitRequest
 from posthoc_inn.report import figures, findings
+from posthoc_inn.rows.cache import Cache
 
 FEW = TrainConfig(steps=2, batch_size=16, eval_every=2, checkpoint_every=2, patience=0)
 SHORT = TINY.replace(autoencoder_training=FEW, flow_training=FEW)
@@ -67,6 +68,13 @@ def fitted(model, data=IMAGES, **options):
     return interpreter.fit(data, held_out=IMAGES)
 
 
+def as_measured(values):
+    """Values of the held-out images in the order in which they are measured, neighbours as different images."""
+    order = Cache()
+    order.append(z=torch.zeros(len(values), 1))
+    return values[order.some(None, seed=0)]
+
+
 def labels_of(interpreter):
     return {f.label: f for f in findings(interpreter.metrics_)}
 
@@ -74,7 +82,7 @@ def labels_of(interpreter):
 def test_classes_are_compared_beside_those_of_other_images():
     it = fitted(Ending(end=nn.Softmax(1)))
     found = it.metrics_["faithfulness"]
-    predicted = it.extractor.predict(IMAGES).argmax(1)
+    predicted = as_measured(it.extractor.predict(IMAGES).argmax(1))
     assert it.metrics_["prediction_kind"] == "classes"
     assert found["agreement_between"] == pytest.approx(float((predicted == predicted.roll(1)).double().mean()))
     assert 0 < found["agreement_between"] < 1
@@ -120,7 +128,7 @@ def test_an_embedding_is_compared_by_its_cosine_though_its_largest_value_is_alwa
         model.head.bias += 2 * torch.eye(32)[0]
     assert len(model(IMAGES).argmax(1).unique()) == 1
     it = fitted(model)
-    found, output = it.metrics_["faithfulness"], model(IMAGES).detach()
+    found, output = it.metrics_["faithfulness"], as_measured(model(IMAGES).detach())
     assert it.metrics_["prediction_kind"] == "embedding"
     assert found["agreement"] is None
     assert found["output_similarity_between"] == pytest.approx(float((output * output.roll(1, 0)).sum(1).mean()))
@@ -140,7 +148,7 @@ def test_an_embedding_is_compared_by_its_cosine_though_its_largest_value_is_alwa
 def test_sets_of_labels_are_compared_whole_and_by_their_overlap(end, word, tmp_path):
     it = fitted(Ending(end=end), prediction_kind=word)
     found = it.metrics_["faithfulness"]
-    own = it.extractor.predict(IMAGES) > it.extractor.threshold
+    own = as_measured(it.extractor.predict(IMAGES) > it.extractor.threshold)
     assert it.metrics_["prediction_kind"] == "multilabel"
     assert it.extractor.threshold == (0.5 if word == "auto" else 0)
     exact = (own == own.roll(1, 0)).all(1).double().mean()
