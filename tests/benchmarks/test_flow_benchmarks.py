@@ -28,6 +28,7 @@ def test_training_step_compares_and_takes_our_step_apart(load, capsys, separate)
     assert ("zuko" in out) == (not separate)
 
 
+@pytest.mark.slow
 def test_sampling_compares_time_and_memory(load, capsys):
     needs_libraries()
     out = run(load, capsys, "sampling")

@@ -12,6 +12,7 @@ from posthoc_inn.config import preset
 pytest.importorskip("torchvision")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "expected"), [([], "computed from these: 12 images"), (["--really"], "foretold")])
 def test_whole_fit_prints_its_tables(load, monkeypatch, capsys, option, expected):
     monkeypatch.setattr(sys, "argv", ["whole_fit.py", "--smoke", "--threads", "1", *option])
