@@ -18,6 +18,7 @@ from posthoc_inn.analysis.relevance import ConceptRelevance, ConceptShares, Shar
 from posthoc_inn.analysis.response import FactorResponse, Response, ornstein_uhlenbeck, response
 from posthoc_inn.analysis.response_embedding import ResponseEmbedding, response_embedding
 from posthoc_inn.analysis.results import Result
+from posthoc_inn.analysis.retrieval import Retrieval, retrieval
 from posthoc_inn.analysis.samples import Samples, samples
 from posthoc_inn.analysis.sensitivity import ConceptSensitivity, concept_sensitivity
 from posthoc_inn.analysis.walk_density import WalkDensity, concept_nll, walk_density
@@ -47,6 +48,7 @@ __all__ = [
     "Response",
     "Result",
     "ResponseEmbedding",
+    "Retrieval",
     "Samples",
     "Share",
     "WalkDensity",
@@ -73,6 +75,7 @@ __all__ = [
     "recombine_frames",
     "response",
     "response_embedding",
+    "retrieval",
     "samples",
     "save_animation",
     "variance_shares",

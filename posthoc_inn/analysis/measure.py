@@ -14,6 +14,7 @@ from posthoc_inn.analysis.image_metrics import measure_image_metrics
 from posthoc_inn.analysis.invariance import explained_by_invariances
 from posthoc_inn.analysis.likelihood import likelihood
 from posthoc_inn.analysis.results import Result
+from posthoc_inn.analysis.retrieval import retrieval
 from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.objectives import drawn, kl_to_standard_normal
 from posthoc_inn.pipeline import Pipeline
@@ -118,6 +119,7 @@ def measure(
         rows = min(rows, max(8, (len(train) + len(held_out)) // (10 * SAMPLES)))
     some = held_out.some(rows, seed=seed)
     z = held_out["z"].rows(some)
+    explained = explained_by_invariances(pipeline, held_out["z"].rows(held_out.some(500, seed=seed)), seed=seed)
     return {
         "images": {"train": len(train), "held_out": len(held_out)},
         # A draw is its own reconstruction: there is nothing to measure.
@@ -128,9 +130,10 @@ def measure(
             pipeline, train, held_out, history, trained=trained, linear=linear, seed=seed
         ).to_dict(),
         "faithfulness": faithfulness(pipeline, z, predictions(held_out, some), samples=SAMPLES, seed=seed).to_dict(),
-        "explained_by_invariances": explained_by_invariances(
-            pipeline, held_out["z"].rows(held_out.some(500, seed=seed)), seed=seed
+        "retrieval": retrieval(
+            train, z, predictions(held_out, some), sample_spread=explained.value, neighbours=SAMPLES, seed=seed
         ).to_dict(),
+        "explained_by_invariances": explained.to_dict(),
         "training": {
             "t": history.to_dict(),
             "autoencoder": autoencoder_history.to_dict() if autoencoder_history is not None else None,

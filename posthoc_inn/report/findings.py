@@ -166,7 +166,36 @@ def _agreement(
 
 def _samples(metrics: Mapping[str, Any]) -> list[Finding]:
     figures = metrics.get("faithfulness") or {}
-    return [*_same_prediction(metrics, figures), *_same_features(figures)]
+    return [*_same_prediction(metrics, figures), *_same_features(figures), *_nearest(metrics, figures)]
+
+
+def _nearest(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Finding]:
+    """Compare samples with what is there without any t: the training images with the nearest z."""
+    found = metrics.get("retrieval") or {}
+    if found.get("similarity") is None or figures.get("similarity") is None:
+        return []
+    same = "" if found.get("agreement") is None else f" The model predicts the same for {percent(found['agreement'])}."
+    spread, own = found.get("spread"), found.get("sample_spread")
+    varied = ""
+    if spread is not None and own is not None:
+        varied = f" They vary by {percent(spread)} of what all images vary by, samples by {percent(own)}."
+    is_nearer = figures["similarity"] >= found["similarity"] - (found.get("similarity_error") or 0.0)
+    verdict = (
+        "Samples are at least as near."
+        if is_nearer
+        else f"Samples are less near: {figures['similarity']:.3f}. What they share with the image is less sure."
+    )
+    return [
+        Finding(
+            "Samples",
+            "Nearest training images, for comparison",
+            f"{found['similarity']:.3f}",
+            f"Cosine similarity between the z of an image and that of the {found['neighbours']} training images nearest "
+            f"to it, among {found['rows']:,}: what is there without t.{same}{varied} {verdict}",
+            "good" if is_nearer else "fair",
+            "Train t longer (--steps), or with more images; look at the autoencoder's own agreement first.",
+        )
+    ]
 
 
 def _same_prediction(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Finding]:
