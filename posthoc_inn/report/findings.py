@@ -190,7 +190,7 @@ def _nearest(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Fin
             "Samples",
             "Nearest training images, for comparison",
             f"{found['similarity']:.3f}",
-            f"Cosine similarity between the z of an image and that of the {found['neighbours']} nearest training images, "
+            f"Cosine similarity of z between an image and the {found['neighbours']} nearest training images, "
             f"among {found['rows']:,}: what is there without t.{same}{varied} {verdict}",
             "good" if is_nearer else "fair",
             "Train t longer (--steps), or with more images; look at the autoencoder's own agreement first.",
