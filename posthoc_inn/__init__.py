@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from posthoc_inn.autoencoders import GivenAutoencoder
+    from posthoc_inn.autoencoders import Draws, GivenAutoencoder, GivenGenerator, judged
     from posthoc_inn.concepts import (
         AttributeSource,
         ConceptModel,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from posthoc_inn.weights import load_weights
 
 _PUBLIC = {
-    "autoencoders": ("GivenAutoencoder",),
+    "autoencoders": ("Draws", "GivenAutoencoder", "GivenGenerator", "judged"),
     "concepts": (
         "AttributeSource",
         "ConceptModel",
@@ -90,11 +90,13 @@ __all__ = [
     "ConceptModel",
     "ConfigError",
     "DataError",
+    "Draws",
     "DuplicateNameError",
     "FitConfig",
     "FitRequest",
     "FolderPairs",
     "GivenAutoencoder",
+    "GivenGenerator",
     "GivenPairs",
     "ImageSpec",
     "Interpreter",
@@ -114,6 +116,7 @@ __all__ = [
     "UnknownNameError",
     "__version__",
     "hookimpl",
+    "judged",
     "layer_sweep",
     "list_layers",
     "load_weights",

@@ -22,6 +22,7 @@ from posthoc_inn.errors import ConfigError, NotFittedError
 from posthoc_inn.features import LayerExtractor, PredictionKind
 from posthoc_inn.fit import ConceptFit, Fit, FitRequest, FitResult, Plan, Subject, prepare
 from posthoc_inn.fit.alone import fit_concepts_alone
+from posthoc_inn.fit.drawing import drawn as number_to_draws
 from posthoc_inn.fit.events import announced
 from posthoc_inn.fit.measuring import EXAMPLES, measure_fit
 from posthoc_inn.fit.preparing import check_space
@@ -155,7 +156,8 @@ class Interpreter:
         Labels are never needed for the first two.
 
         Args:
-            data: A DataLoader, data set or tensor of x, (x, y) or dicts.
+            data: A DataLoader, data set or tensor of x, (x, y) or dicts; with a generator as the autoencoder, its
+                draws, or their number.
             held_out: The same for images kept aside, or the share of `data` that is.
             concepts: What pairs of images have in common: "labels" (of the data), "attributes" (the data set's own) or
                 a list of their names, a CSV file, a mapping from names to values with one an image, a registered
@@ -328,6 +330,7 @@ class Interpreter:
         """
         pipeline = self.pipeline
         reporter = progress if isinstance(progress, Reporter) else make_reporter(progress, stages=3)
+        data = number_to_draws(data, pipeline.autoencoder, self.seed)
         found = fit_concepts_alone(
             pipeline,
             FitRequest.of(data, {**request, "concepts": concepts, "concept_steps": steps}),

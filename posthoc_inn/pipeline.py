@@ -117,6 +117,20 @@ class Pipeline:
         return in_chunks(lambda z: self.autoencoder.decode(z.to(self.device)), z_bar)
 
     @torch.no_grad()
+    def reconstructions(self, images: Tensor) -> Tensor:
+        """Return D(E(x)), pictures (B, C, H, W), for the user's tensors; the images themselves where E cannot tell."""
+        if not self.knows(images):
+            return self.adapter.to_images(images.to(self.device))
+        return self.decode(self.encode(images)[0])
+
+    def knows(self, images: Tensor) -> bool:
+        """Whether the user's tensors (B, C, H, W) can be encoded: a generator without an inverter knows its draws."""
+        if getattr(self.autoencoder, "has_encoder", True):  # a plugin's own module may lack it
+            return True
+        known: Any = self.autoencoder
+        return bool(known.known.find(self.adapter.to_images(images.to(self.device)))[1].all())
+
+    @torch.no_grad()
     def context(self, z: Tensor) -> Tensor:
         """Return H(z), shape (B, context_dim): all that the couplings of t see of z (B, *z_shape)."""
         return in_chunks(lambda part: self.flow.context(part.to(self.device)), z)
@@ -148,6 +162,16 @@ class Pipeline:
         ]
         v = torch.cat([o[0] for o in outs])
         return v, flow_nll(v, torch.cat([o[1] for o in outs]))
+
+    @torch.no_grad()
+    def ask_about(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z and the model's output for pictures of latents (B, D); of a generator, its own, not resized ones."""
+        native = getattr(self.autoencoder, "native", None)
+        if native is None:
+            return self.ask_model(self.decode(latents))
+        # Large ones: a few at a time.
+        parts = [self.ask_model(native(part.to(self.device))) for part in latents.split(16)]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     @torch.no_grad()
     def ask_model(self, images: Tensor) -> tuple[Tensor, Tensor]:

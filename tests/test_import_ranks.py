@@ -27,7 +27,8 @@ RANKS = {
     "images": 2,
     "datasets": 2,
     "features": 2,
-    "autoencoders": 2,
+    # Draws of a generator are images.
+    "autoencoders": 2.5,
     "flows": 2,
     "drawing": 2,
     "concepts": 3,

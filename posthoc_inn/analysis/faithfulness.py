@@ -82,7 +82,10 @@ class Asked:
 
     def add(self, images: Tensor, z: Tensor, prediction: Tensor | None) -> None:
         """Ask about the pictures of the next images; see `compare_with_model` for the arguments."""
-        seen_z, output = self.pipeline.ask_model(images)
+        self.add_answers(*self.pipeline.ask_model(images), z, prediction)
+
+    def add_answers(self, seen_z: Tensor, output: Tensor, z: Tensor, prediction: Tensor | None) -> None:
+        """Take what the model has said of the pictures of the next images: z (B * per_image, *z_shape), output."""
         z = z.to(seen_z.device).float()
         owner = torch.arange(len(z), device=z.device).repeat_interleave(self.per_image)
         self._cosine.append(_cosine(seen_z, z[owner]).reshape(-1, self.per_image).mean(dim=1))
@@ -182,6 +185,6 @@ def faithfulness(
     latents = pipeline.sample_latents(context, v).flatten(0, 1)
     asked, together = Asked(pipeline, samples), max(1, PICTURES // samples)
     for part in torch.arange(len(z)).split(together):
-        pictures = pipeline.decode(latents[part[0] * samples : (part[-1] + 1) * samples])
-        asked.add(pictures, z[part], None if prediction is None else prediction[part])
+        answers = pipeline.ask_about(latents[part[0] * samples : (part[-1] + 1) * samples])
+        asked.add_answers(*answers, z[part], None if prediction is None else prediction[part])
     return asked.result()

@@ -369,7 +369,7 @@ def _reader(model: Pipeline | Head, concepts: ConceptModel, x: Tensor) -> tuple[
     pipeline = model
     check_gives_classes(pipeline, "The response analysis")
     if concepts.space == "z_bar":
-        ask = lambda rows, _: pipeline.ask_model(pipeline.decode(rows))[1]  # noqa: E731
+        ask = lambda rows, _: pipeline.ask_about(rows)[1]  # noqa: E731
         return _chunked(ask), pipeline.encode(x)[0], "the decoder and then the whole model", None
     inputs = pipeline.adapter.to_model(x.to(pipeline.device))
     is_cut = pipeline.extractor.probe(inputs).is_cut

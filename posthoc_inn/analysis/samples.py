@@ -178,7 +178,7 @@ def samples(
         predictions=predictions,
         sample_predictions=differing,
         inputs=pipeline.adapter.to_images(images.to(pipeline.device)).cpu(),
-        reconstructions=pipeline.decode(pipeline.encode(images)[0]).cpu(),
+        reconstructions=pipeline.reconstructions(images).cpu(),
         pictures=drawn,
         prediction_kind=pipeline.extractor.kind_of(output),
         label_overlap=compared.get("label_overlap"),

@@ -285,7 +285,7 @@ def _others(count: int, labels: Tensor | None, name: str, generator: torch.Gener
 
 
 def _embed(pipeline: Pipeline, z_bar: Tensor, at: At) -> Tensor:
-    parts = [pipeline.ask_model(pipeline.decode(rows))[0 if at == "layer" else 1] for rows in z_bar.split(ROWS)]
+    parts = [pipeline.ask_about(rows)[0 if at == "layer" else 1] for rows in z_bar.split(ROWS)]
     if not parts[0].numel():
         raise ConfigError("The model's output is no single tensor: measure at='layer', or name one with prediction=.")
     return torch.cat([part.flatten(1).double().cpu() for part in parts])

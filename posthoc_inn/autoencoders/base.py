@@ -23,6 +23,11 @@ class Autoencoder(nn.Module):
     config: AutoencoderConfig
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether any image can be encoded; a generator knows the latents of its own draws alone."""
+        return True
+
+    @property
     def latent_dim(self) -> int:
         """D, the width of z_bar."""
         return self.config.latent_dim

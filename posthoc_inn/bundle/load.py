@@ -187,11 +187,18 @@ def _check_given(record: AutoencoderRecord, autoencoder: nn.Module, directory: P
             f"{shown(record.class_name, 80)}: its configuration is {shown(config, 180)}, the bundle's "
             f"{shown(record.config, 180)}."
         )
-    options = options_of(autoencoder)
-    if options != record.options:
+    options, stored = options_of(autoencoder), dict(record.options)
+    probe, is_like = stored.pop("probe", None), getattr(autoencoder, "is_like", None)
+    if probe is not None and not (callable(is_like) and is_like(str(probe))):
+        raise BundleError(
+            f"The given generator makes other pictures than the one that the bundle {directory} was fitted with. Pass "
+            "the same one, with the same image_range."
+        )
+    options.pop("probe", None)
+    if options != stored:
         raise BundleError(
             f"The given autoencoder has other options than the one that the bundle {directory} was fitted with: "
-            f"{shown(options, 150)}, the bundle's {shown(record.options, 150)}."
+            f"{shown(options, 150)}, the bundle's {shown(stored, 150)}."
         )
     found = fingerprint(autoencoder)
     if found != record.fingerprint:
@@ -203,5 +210,5 @@ def _check_given(record: AutoencoderRecord, autoencoder: nn.Module, directory: P
 
 def options_of(autoencoder: nn.Module) -> dict[str, Any]:
     """Return what, besides weights and configuration, decides how a user's own autoencoder behaves."""
-    names = ("image_range", "noise", "second")
+    names = ("image_range", "noise", "second", "probe")
     return {n: getattr(autoencoder, n) for n in names if isinstance(getattr(autoencoder, n, None), (str, int, float))}

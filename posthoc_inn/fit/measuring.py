@@ -86,7 +86,9 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
     if result.concepts is not None:
         metrics["training"]["e"] = result.concepts.history.to_dict()
     model, kind = parts.extractor.model, parts.extractor.kind
-    accuracy = analysis.model_accuracy(pipeline.predict, parts.held_out, kind=kind)
+    # A generator's pictures would all be made again.
+    is_costly = parts.held_out.few is not None
+    accuracy = None if is_costly else analysis.model_accuracy(pipeline.predict, parts.held_out, kind=kind)
     metrics |= {
         "model": {"name": type(model).__name__, **(accuracy or {})},
         "prediction_kind": kind,

@@ -53,8 +53,9 @@ def _activations(parts: Parts) -> tuple[int, int]:
     adapter, device = parts.adapter, parts.device
     image = torch.zeros(1, adapter.channels, adapter.image_size, adapter.image_size, device=device)
     latent = torch.zeros(1, parts.config.latent_dim, device=device)
+    can_encode = getattr(parts.autoencoder, "has_encoder", True)
     return (
-        _widest(parts.autoencoder, lambda: parts.autoencoder.encode(image)),
+        _widest(parts.autoencoder, lambda: parts.autoencoder.encode(image)) if can_encode else 0,
         _widest(parts.autoencoder, lambda: parts.autoencoder.decode(latent)),
     )
 

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from posthoc_inn.autoencoders import TrainableAutoencoder
+from posthoc_inn.autoencoders import TrainableAutoencoder, draws_of
 from posthoc_inn.fit.concepts import build_factor_flow
 from posthoc_inn.fit.memory import beyond_steps
 from posthoc_inn.fit.parts import Parts
@@ -113,6 +113,9 @@ def make_plan(parts: Parts, paces: Paces, draws: int) -> Plan:
     started = time.perf_counter()
     row = reader.row(batch)
     per_image = (time.perf_counter() - started) / len(batch)
+    found = draws_of(parts.data.data)
+    making = 0.0 if found is None else found[0].seconds_each()
+    per_image += making
     paces.settle("features")
     known = parts.data.length
     rows = None if known is None else known * draws
@@ -140,6 +143,7 @@ def make_plan(parts: Parts, paces: Paces, draws: int) -> Plan:
         *_compared(parts),
         "images       "
         + ("an unknown number of" if known is None else f"{known:,}")
+        + ("" if found is None else f" draws of the generator, {making:.2g} s each")
         + (f" × {draws} draws" if draws > 1 else "")
         + on_disk,
         *_described(parts),

@@ -12,12 +12,13 @@ from torch import nn
 
 from posthoc_inn.analysis.image_metrics import check_image_metrics
 from posthoc_inn.analysis.relevance import LEAST_IMAGES
-from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
+from posthoc_inn.autoencoders import Autoencoder, as_autoencoder, draws_of
 from posthoc_inn.concepts import AttributeSource, ConceptModel, LabelsOf, Space, as_source, length_of
 from posthoc_inn.concepts.tables import TABLE_ENDINGS
 from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, TrainConfig
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnError
 from posthoc_inn.fit.concepts import ConceptRequest, check_placed
+from posthoc_inn.fit.drawing import with_draws
 from posthoc_inn.fit.parts import Parts, make_flow
 from posthoc_inn.fit.request import FitRequest, Subject
 from posthoc_inn.fit.stages import Fit
@@ -71,6 +72,9 @@ def make_adapter(source: BatchSource, subject: Subject, reporter: Reporter) -> I
     """
     channels, height, width = source.image_shape
     autoencoder, spec = subject.autoencoder, subject.spec
+    if spec is None and draws_of(source.data) is not None:
+        # Draws are canonical pictures, whatever the model wants.
+        spec = ImageSpec(mean=subject.mean or (0.0,), std=subject.std or (1.0,), channels=channels)
     if isinstance(autoencoder, nn.Module):
         shape = as_autoencoder(autoencoder).config
         size, picture_channels = shape.size, shape.channels
@@ -321,6 +325,7 @@ def prepare(
         LayerNotFoundError: The layer is never reached.
     """
     request.check(subject)
+    request = with_draws(request, subject)
     autoencoder_training, e_training, t_training = _trainings(subject.config, request)
     trainings = (autoencoder_training, t_training, *([e_training] if request.concepts is not None else []))
     request = bounded(request, used_images(*trainings), seed=subject.seed, reporter=reporter)

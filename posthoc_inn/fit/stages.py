@@ -97,7 +97,9 @@ class Fit:
                 self._recall()
             else:
                 reporter.note(f"Nothing in {request.directory} to go on from: starting.")
-        self._paces = Paces(parts, self._reader, (parts.data.length or 0) * request.draws, self.threads)
+        # How fast rows are made of a generator's draws is the generator's matter, which has threads of its own.
+        read = 0 if parts.data.few is not None else (parts.data.length or 0) * request.draws
+        self._paces = Paces(parts, self._reader, read, self.threads)
         parts.autoencoder.to(parts.device)
         parts.flow.to(parts.device)
         self.notes = rehearse(parts)

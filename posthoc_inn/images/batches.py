@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
 from posthoc_inn.errors import DataError, Problems, is_count
 from posthoc_inn.images.convert import (
@@ -56,6 +57,7 @@ class BatchSource:
         data: What was given.
         batch_size: Images a batch, where the data brings no batches of its own.
         limit: Images a pass at the most, or None.
+        few: Images that are looked at before a fit, where the data says that each costs much; else None.
         notes: What was converted or left out, in words.
 
     >>> source = BatchSource(torch.rand(10, 3, 8, 8), batch_size=4).check()
@@ -85,6 +87,9 @@ class BatchSource:
             limit = min((n for n in (limit, data.limit) if n is not None), default=None)
             data = data.data
         self.data: Any = data
+        # A generator's draws cost much each: data says how few are looked at before anything starts.
+        self.few: int | None = getattr(_innermost(data), "few", None)
+        batch_size = batch_size if self.few is None else min(batch_size, self.few)
         self.limit: int | None = limit
         self.batch_size, self.seed = batch_size, seed
         self.notes: list[str] = []
@@ -154,7 +159,7 @@ class BatchSource:
         """
         if self._is_checked:
             return self
-        given = self._read_first(CHECKED)
+        given = self._read_first(CHECKED if self.few is None else self.few)
         parts, labels = [b["images"] for b in given], given[0]["labels"] if given else None
         count = sum(len(p) for p in parts)
         if count < 2:
@@ -214,7 +219,11 @@ class BatchSource:
         return self.take(n)["images"]
 
     def take(self, n: int) -> Batch:
-        """Return the first `n` images, or as many as there are, in one batch with labels and index."""
+        """Return the first `n` images, or as many as there are, in one batch with labels and index.
+
+        Of data whose images cost much, `few` are given at the most.
+        """
+        n = n if self.few is None else min(n, self.few)
         if self._first is None or (len(self._first["images"]) < n and not self._is_all):
             parts = self._read_first(n)
             if not parts:
@@ -293,6 +302,13 @@ class BatchSource:
 
     def _note(self, *notes: str | None) -> None:
         self.notes += [n for n in dict.fromkeys(notes) if n is not None and n not in self.notes]
+
+
+def _innermost(data: Any) -> Any:
+    """Return the data set of which loaders and subsets hold a part."""
+    while isinstance(data, (DataLoader, Subset)):
+        data = data.dataset
+    return data
 
 
 def _holds_none(images: Tensor) -> bool:

@@ -57,6 +57,8 @@ def _facts(source: BatchSource) -> Iterator[Any]:
         yield data
     elif isinstance(data, TensorDataset):
         yield data.tensors
+    elif callable(getattr(data, "identifying", None)):
+        yield from data.identifying()
     else:
         yield type(data).__name__
         yield from _files(data)

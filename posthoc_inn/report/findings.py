@@ -268,13 +268,15 @@ def _likelihood(metrics: Mapping[str, Any]) -> list[Finding]:
     verdict = figures.get("verdict", "")
     status: Status = {"converged": "good", "still improving": "fair", "overfitting": "fair"}.get(verdict, "poor")  # type: ignore[assignment]
     held_out, gap = figures["held_out"], figures["held_out"] - figures["train"]
+    # A generator's latents are known without noise.
+    floor = figures.get("noise_floor")
+    noise = "" if floor is None else f"; the encoder's own noise allows no less than {floor:.1f}"
     found = [
         Finding(
             "Likelihood of t",
             "Negative log-likelihood, held out",
             f"{held_out:.1f} nats",
-            f"Lower is better. N(0, 1), which ignores z, costs {figures['standard_normal']:.1f}; the encoder's own "
-            f"noise allows no less than {figures['noise_floor']:.1f}.",
+            f"Lower is better. N(0, 1), which ignores z, costs {figures['standard_normal']:.1f}{noise}.",
             "good" if held_out < figures["standard_normal"] else "poor",
             "t has learned nothing: it does worse than N(0, 1).",
         ),

@@ -198,10 +198,12 @@ def _likelihood(content: ReportContent) -> dict[str, Any] | None:
         pictures.append(histogram)
     error = figure.get("held_out_error")
     spread = f" ± {error:.1f}" if error is not None else ""
+    floor = figure.get("noise_floor")
+    noise = "" if floor is None else f"; the encoder's own noise sets a floor of {floor:.1f}"
     text = (
         f"Held-out negative log-likelihood of a latent given z: {figure['held_out']:.1f}{spread} nats, "
         f"{figure['held_out_per_dim']:.2f} for each dimension, all constants included. Under N(0, 1) the same latents "
-        f"cost {figure['standard_normal']:.1f}; the encoder's own noise sets a floor of {figure['noise_floor']:.1f}."
+        f"cost {figure['standard_normal']:.1f}{noise}."
     )
     return {"text": text, "pictures": pictures, "verdict": f"Verdict: {figure['verdict']}. {figure['advice']}"}
 

@@ -33,6 +33,8 @@ BLOCK = 64 * 2**20
 """Bytes by which memory grows at the most. glibc gives blocks above 32 MiB back to the system once they are freed."""
 INDEX = "cache.json"
 """Says which rows are complete; written last, removed first."""
+PART = "part.json"
+"""Says how many of the rows are there while they are still being made."""
 SMALL_ROW = 128 * 2**10
 """Bytes; larger rows gain from the system's reading ahead."""
 
@@ -199,8 +201,12 @@ class Column:
         self._budget.left += sum(block.nbytes for block in self._take_blocks())
         self._length = 0
 
-    def reopen(self, description: dict[str, Any]) -> None:
+    def reopen(self, description: dict[str, Any], *, is_part: bool = False) -> None:
         """Open the file that `close` left.
+
+        Args:
+            description: What `close` returned.
+            is_part: Rows may have been added since; they are cut off.
 
         Raises:
             OSError: It is gone.
@@ -211,6 +217,9 @@ class Column:
         file = self._open("r+b")
         self.is_on_disk = True
         wanted, found = self._length * self.row_bytes, os.fstat(file.fileno()).st_size
+        if is_part and found > wanted:
+            file.truncate(wanted)
+            found = wanted
         if found != wanted:
             raise ValueError(f"{self._path} has {found} bytes where {wanted} belong")
 
@@ -301,23 +310,39 @@ class Cache:
 
     def save(self, fingerprint: str) -> None:
         """Leave the cache on disk, complete, so that a resumed run reads it instead of the images."""
+        self._write_index(INDEX, fingerprint)
+
+    def commit(self, fingerprint: str) -> None:
+        """Leave the rows so far on disk, so that a run that is killed goes on after them; more can be appended."""
+        self._write_index(PART, fingerprint)
+
+    def _write_index(self, name: str, fingerprint: str) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         index = {
             "fingerprint": fingerprint,
             "columns": {name: column.close() for name, column in self._columns.items()},
         }
-        replace_file(self.directory / INDEX, json.dumps(index))
+        replace_file(self.directory / name, json.dumps(index))
 
     def restore(self, fingerprint: str) -> bool:
         """Map what `save` left here; return False when there is nothing complete of this fingerprint."""
+        return self._read_index(INDEX, fingerprint)
+
+    def restore_part(self, fingerprint: str) -> bool:
+        """Map what `commit` left here, so that it can be added to; return False when there is nothing to go on from."""
+        return self._read_index(PART, fingerprint)
+
+    def _read_index(self, file: str, fingerprint: str) -> bool:
         found: dict[str, Column] = {}
         try:
-            index = json.loads((self.directory / INDEX).read_text(encoding="utf-8"))
+            index = json.loads((self.directory / file).read_text(encoding="utf-8"))
             if index["fingerprint"] != fingerprint:
                 return False
             for name, description in index["columns"].items():
                 found[name] = Column(name, self._budget, self.directory)
-                found[name].reopen(description)
+                found[name].reopen(description, is_part=file == PART)
+            if len({len(column) for column in found.values()}) > 1:
+                return False
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False  # nothing, or what was left by a run that was killed: it is read anew
         self._columns = found
@@ -327,7 +352,8 @@ class Cache:
         """Remove what is on disk; columns that are open can still be read."""
         with contextlib.suppress(OSError):
             # First, so that a run killed in between does not find half a cache that calls itself complete.
-            (self.directory / INDEX).unlink(missing_ok=True)
+            for name in (INDEX, PART):
+                (self.directory / name).unlink(missing_ok=True)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def digest(self, *names: str) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
-from posthoc_inn.autoencoders import Autoencoder
+from posthoc_inn.autoencoders import Autoencoder, draws_of
 from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.files import writing
@@ -23,6 +24,12 @@ from posthoc_inn.rows.cache import Budget, Cache, pixels, unit
 LABEL = "label:"
 """What the columns of labels start with."""
 CACHE_ADVICE = "The rows of a fit are kept there: make room, or use fewer images or draws."
+LATENTS = "latents"
+"""Column of the latents that a generator's draws were made from."""
+TOGETHER = 64
+"""Draws after which rows are committed: a killed run makes fewer anew."""
+PICTURES = 8 * 2**30
+"""Bytes of a generator's pictures above which rows are kept without them."""
 IMAGE = "image"
 """Column of the image's index in the data that it came from."""
 
@@ -94,19 +101,60 @@ class RowReader:
         known = data.length, held_out.length
         more = 0 if extra is None else len(extra)
         total = None if None in known else (known[0] or 0) * draws + (known[1] or 0) + more
-        self.reporter.stage("reading images and features", total)
+        is_drawn = draws_of(data.data) is not None
+        self.reporter.stage("making pictures and features" if is_drawn else "reading images and features", total)
         digest = f"{key} {self.for_concepts}"
         # Beside a run directory rows go to disk at once: a killed run finds them again, and the system's own page
         # cache keeps what fits in memory.
         budget = Budget(0 if self.out is not None else self.budget)
         self._done = 0
         passes = itertools.chain.from_iterable(data.batches(draw=k) for k in range(draws))
-        train = self._fill("train", passes, budget, digest)
-        kept = self._fill("held_out", held_out.batches(draw=0), budget, digest)
+        train = self._made("train", data, budget, digest)
+        train = self._fill("train", passes, budget, digest) if train is None else train
+        kept = self._made("held_out", held_out, budget, digest)
+        kept = self._fill("held_out", held_out.batches(draw=0), budget, digest) if kept is None else kept
         if extra is None:
             return train, kept, None
         batches = BatchSource(extra, batch_size=data.batch_size).batches(draw=0)
         return train, kept, self._fill("extra", batches, budget, digest, are_pictures=True)
+
+    def _made(self, part: str, data: BatchSource, budget: Budget, digest: str) -> Cache | None:
+        """Return rows of a generator's draws, going on after those that a killed run has left; None for other data."""
+        found = draws_of(data.data)
+        if found is None:
+            return None
+        latents = found[0].latents[found[1]]
+        directory = self.out / "cache" / part if self.out is not None else None
+        cache = Cache(directory, budget)
+        if directory is not None:
+            if self.resume and cache.restore(digest):
+                self._done += len(cache)
+                return cache
+            if not (self.resume and cache.restore_part(digest)):
+                cache.remove()
+        start = len(cache)
+        self._done += start
+        self.reporter.advance(self._done)
+        size = self.adapter.image_size
+        has_pictures = self.adapter.channels * size * size * len(latents) <= PICTURES
+        if not has_pictures:
+            self.reporter.note("The pictures of the draws are not kept with the rows: they are too many.")
+        for batch in _after(data, start, len(latents)):
+            row = self.row(batch["images"]) | {LATENTS: latents[batch["index"]]}
+            if not has_pictures:
+                row.pop("images")
+            if self.for_concepts:
+                row |= _facts(batch)
+            with writing(cache.directory, CACHE_ADVICE):
+                cache.append(**row)
+                if directory is not None and len(cache) // TOGETHER > (len(cache) - len(batch["images"])) // TOGETHER:
+                    cache.commit(digest)
+            self._done += len(batch["images"])
+            self.reporter.advance(self._done)
+        if directory is not None:
+            with writing(cache.directory, CACHE_ADVICE):
+                cache.save(digest)
+        return cache
 
     def _fill(
         self, part: str, batches: Iterable[Batch], budget: Budget, digest: str, *, are_pictures: bool = False
@@ -139,12 +187,20 @@ class RowReader:
         shutil.rmtree(self.out / "cache", ignore_errors=True)
 
     def encode(self, autoencoder: Autoencoder, *caches: Cache) -> None:
-        """Add mean and deviation of the latents to the caches, in place of what is there."""
+        """Add mean and deviation of the latents to the caches, in place of what is there.
+
+        A generator's draws come with their latents, which have no deviation.
+        """
         self.reporter.stage("encoding images", sum(len(c) for c in caches))
         done = 0
         for cache in caches:
             cache.drop("mean")
             cache.drop("std")
+            if LATENTS in cache:
+                for (latents,) in cache.batches(CHUNK, LATENTS):
+                    with writing(cache.directory, CACHE_ADVICE):
+                        cache.append(mean=latents, std=torch.zeros_like(latents))
+                continue
             for (images,) in cache.batches(CHUNK, "images"):
                 with torch.no_grad():
                     mean, std = autoencoder.encode(unit(images.to(self.device)))
@@ -152,6 +208,13 @@ class RowReader:
                     cache.append(mean=mean.float(), std=std.float())
                 done += len(images)
                 self.reporter.advance(done)
+
+
+def _after(data: BatchSource, start: int, stop: int) -> Iterator[Batch]:
+    """Yield the batches of map-style data from item `start` on, numbered as in the whole."""
+    if start < stop:
+        for batch in BatchSource(Subset(data.data, range(start, stop)), data.batch_size).batches(draw=0):
+            yield Batch(images=batch["images"], labels=batch["labels"], index=cast(Tensor, batch["index"]) + start)
 
 
 def _facts(batch: Batch) -> dict[str, Tensor]:
