@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.autoencoders.base import CHUNK
-from posthoc_inn.flows import computing_in
+from posthoc_inn.flows import ConditionalFlow, computing_in
 from posthoc_inn.objectives import drawn, encoder_noise_entropy, standard_normal_nll
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.rows.cache import Cache
@@ -37,6 +37,12 @@ class Likelihood(Result):
         bf16_held_out: `held_out`, computed in bf16.
         verdict: Converged, still improving, overfitting or diverged.
         advice: What to do about it, in a sentence.
+        is_linear: Whether t is the linear Gaussian in closed form, chosen or in the trained one's place.
+        trained: `held_out` of the t that was trained, which is t unless the linear one stands in for it; nan where it
+            was not measured, as the three that follow.
+        linear: The same of the linear t (ridge regression with a full residual covariance, in closed form).
+        linear_gain: Nats by which the trained t is likelier than the linear one.
+        linear_gain_error: Its standard error.
     """
 
     held_out: float
@@ -53,6 +59,11 @@ class Likelihood(Result):
     bf16_held_out: float
     verdict: Verdict
     advice: str
+    is_linear: bool = False
+    trained: float = math.nan
+    linear: float = math.nan
+    linear_gain: float = math.nan
+    linear_gain_error: float = math.nan
 
 
 ADVICE: dict[Verdict, str] = {
@@ -85,7 +96,15 @@ def _inverse(pipeline: Pipeline, v: Tensor, context: Tensor) -> Tensor:
 
 @torch.no_grad()
 def likelihood(
-    pipeline: Pipeline, train: Cache, held_out: Cache, history: History, *, limit: int = 10_000, seed: int = 0
+    pipeline: Pipeline,
+    train: Cache,
+    held_out: Cache,
+    history: History,
+    *,
+    trained: ConditionalFlow | None = None,
+    linear: ConditionalFlow | None = None,
+    limit: int = 10_000,
+    seed: int = 0,
 ) -> Likelihood:
     """Measure t's likelihood on cached latents.
 
@@ -94,6 +113,8 @@ def likelihood(
         train: Cache of training images, with z, mean and std.
         held_out: The same for held-out images.
         history: Of t's training, for the verdict.
+        trained: The t that was trained; the pipeline's by default.
+        linear: The linear t for the same rows, to compare with.
         limit: Images of each used at the most.
         seed: Seed of the encoder's noise.
     """
@@ -125,4 +146,37 @@ def likelihood(
         bf16_held_out=float(nll.mean() + (low_nll.double().cpu() - nll[:LOOKS]).mean()),
         verdict=verdict,
         advice=ADVICE[verdict],
+        is_linear=not pipeline.flow.is_trained,
+        **_beside(pipeline, trained or pipeline.flow, linear, held_out, z_bar, nll),
     )
+
+
+def _beside(
+    pipeline: Pipeline,
+    trained: ConditionalFlow,
+    linear: ConditionalFlow | None,
+    held_out: Cache,
+    z_bar: Tensor,
+    nll: Tensor,
+) -> dict[str, float]:
+    """Return how the trained t does against the linear one on held-out latents `z_bar` (N, D), which cost t `nll`."""
+    if linear is None:
+        return {}
+
+    def nats(flow: ConditionalFlow) -> Tensor:
+        if flow is pipeline.flow:
+            return nll
+        own = replace(pipeline, flow=flow)
+        parts = torch.arange(len(z_bar)).split(CHUNK)
+        context = torch.cat([own.context(held_out["z"].rows(part)) for part in parts])
+        return own.invariances(z_bar, context)[1].double().cpu()
+
+    its, other = nats(trained), nats(linear)
+    gain = other - its
+    error = float(gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else 0.0
+    return {
+        "trained": float(its.mean()),
+        "linear": float(other.mean()),
+        "linear_gain": float(gain.mean()),
+        "linear_gain_error": error,
+    }

@@ -14,6 +14,7 @@ from posthoc_inn.analysis.image_metrics import measure_image_metrics
 from posthoc_inn.analysis.invariance import explained_by_invariances
 from posthoc_inn.analysis.likelihood import likelihood
 from posthoc_inn.analysis.results import Result
+from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.objectives import drawn, kl_to_standard_normal
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.rows.cache import Cache, unit
@@ -105,10 +106,12 @@ def measure(
     history: History,
     autoencoder_history: History | None,
     *,
+    trained: ConditionalFlow | None = None,
+    linear: ConditionalFlow | None = None,
     image_metrics: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return every figure of a finished fit, as plain data."""
+    """Return every figure of a finished fit, as plain data; see `likelihood` for `trained` and `linear`."""
     rows, is_drawn = min(IMAGES, len(held_out)), "latents" in held_out
     if is_drawn:
         # Each picture can take a second: as many as a tenth of those that were made for the fit.
@@ -120,7 +123,9 @@ def measure(
         "autoencoder": None
         if is_drawn
         else autoencoder_quality(pipeline, held_out, image_metrics=image_metrics, seed=seed).to_dict(),
-        "likelihood": likelihood(pipeline, train, held_out, history, seed=seed).to_dict(),
+        "likelihood": likelihood(
+            pipeline, train, held_out, history, trained=trained, linear=linear, seed=seed
+        ).to_dict(),
         "faithfulness": faithfulness(pipeline, z, predictions(held_out, rows), samples=SAMPLES, seed=seed).to_dict(),
         "explained_by_invariances": explained_by_invariances(
             pipeline, held_out["z"].rows(torch.arange(min(500, len(held_out)))), seed=seed

@@ -47,6 +47,12 @@ def _spline(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn
     return COUPLINGS["spline"](config, index, generator=generator)
 
 
+def _linear(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn.Module:
+    from posthoc_inn.flows.registered import no_coupling
+
+    return no_coupling(config, index, generator=generator)
+
+
 def _ssim() -> Callable[[Tensor, Tensor], Tensor]:
     from posthoc_inn.builtin.ssim import ssim
 
@@ -321,7 +327,7 @@ def register_autoencoders(register: Register[nn.Module]) -> None:
 
 @hookimpl
 def register_flows(register: Register[nn.Module]) -> None:
-    """Register the two couplings."""
+    """Register the two couplings, and the t that has none."""
     register(
         "affine",
         _affine,
@@ -335,6 +341,12 @@ def register_flows(register: Register[nn.Module]) -> None:
         licence="MIT",
         reference="Neural Spline Flows (NeurIPS 2019)",
         description="monotonic rational-quadratic spline coupling",
+    )
+    register(
+        "linear",
+        _linear,
+        licence="MIT",
+        description="no coupling: a linear Gaussian t in closed form; linear+affine puts couplings on the rest",
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from posthoc_inn.bundle.members import MODEL_FILE
 from posthoc_inn.bundle.record import Document
+from posthoc_inn.config import FlowConfig
 from posthoc_inn.errors import shown
 
 _FILES = {
@@ -39,7 +40,7 @@ def write_card(document: Document, metrics: Mapping[str, Any]) -> str:
         f"- layer: {_code(layer)}; z has shape {z}",
         f"- autoencoder: {own}; images of {pictures.image_size} px, {pictures.channels} channels; latent of width "
         f"{flow.dim}",
-        f"- t: {flow.blocks} blocks of {_code(flow.kind)} couplings, width {flow.width}",
+        f"- t: {_shape(flow)}",
         *_concepts(document),
         f"- written by posthoc_inn {_text(document.project_version)}, format {document.format_version}",
     ]
@@ -64,6 +65,14 @@ def write_card(document: Document, metrics: Mapping[str, Any]) -> str:
         "find damage, not forgery.",
     )
     return "\n\n".join(sections) + "\n"
+
+
+def _shape(flow: FlowConfig) -> str:
+    """Return the shape of t in words."""
+    if flow.coupling is None:
+        return "linear Gaussian, in closed form"
+    first = "linear Gaussian, then " if flow.is_linear_first else ""
+    return f"{first}{flow.blocks} blocks of {_code(flow.coupling)} couplings, width {flow.width}"
 
 
 def _loading(document: Document) -> str:
@@ -91,6 +100,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[str]:
     is_none = metrics.get("prediction_kind") == "none"
     between = number("faithfulness", "similarity_between")
     nats, normal = number("likelihood", "held_out"), number("likelihood", "standard_normal")
+    linear = number("likelihood", "linear")
     floor, share = number("likelihood", "noise_floor"), number("explained_by_invariances", "value")
     error, rebuilt = number("autoencoder", "error"), number("autoencoder", "agreement")
     rebuilt = None if same_for_all else rebuilt
@@ -112,6 +122,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[str]:
         and f"t costs {nats:.1f} nats an image"
         + (f", where N(0, 1) costs {normal:.1f}" if normal is not None else "")
         + (f" and the encoder's own noise {floor:.1f}" if floor is not None else ""),
+        linear is not None and f"a linear t costs {linear:.1f} nats",
         verdict is not None and f"training of t: {_text(verdict)}",
         error is not None
         and f"reconstructions have a mean squared error of {error:.4f}, images in [-1, 1]"

@@ -102,15 +102,21 @@ def flow_specs(
     limit = allowance(file.data_size)
 
     def shaped(config: FlowConfig) -> ConditionalFlow:
-        is_core = config.kind in COUPLINGS
+        is_core = _is_core(config)
 
         def build() -> ConditionalFlow:
             return build_flow(config, conditioner)
 
         return _attempt(lambda: skeleton(build, is_core=is_core, limit=limit), "flow", directory)
 
-    _check_room(specs_of(shaped(flow.replace(blocks=1)).flow.blocks[0]), flow.blocks, file, directory)
+    for block in shaped(flow.replace(blocks=1)).flow.parts():  # the linear t has none
+        _check_room(specs_of(block), flow.blocks, file, directory)
     return specs_of(shaped(flow), FLOW)
+
+
+def _is_core(config: FlowConfig) -> bool:
+    """Whether none of a plugin's code is in a flow."""
+    return config.coupling is None or config.coupling in COUPLINGS
 
 
 def _check_room(block: Mapping[str, TensorSpec], blocks: int, file: TensorFile, directory: Path) -> None:
@@ -131,7 +137,7 @@ def concept_specs(record: ConceptRecord, file: TensorFile, directory: Path) -> d
     limit = allowance(file.data_size)
 
     def shaped(found: ConceptRecord) -> ConceptModel:
-        is_core = found.flow.kind in COUPLINGS
+        is_core = _is_core(found.flow)
         return _attempt(lambda: skeleton(lambda: build_concepts(found), is_core=is_core, limit=limit), "e", directory)
 
     one = shaped(record.with_blocks(1)).flow.blocks[0]

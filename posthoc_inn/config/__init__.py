@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from posthoc_inn.config.base import Config
 from posthoc_inn.config.parts import (
+    LINEAR,
     MAX_DIM,
     Activation,
     AutoencoderConfig,
@@ -18,6 +19,7 @@ from posthoc_inn.config.parts import (
 from posthoc_inn.config.presets import PRESETS, preset, preset_names
 
 __all__ = [
+    "LINEAR",
     "MAX_DIM",
     "PRESETS",
     "Activation",

@@ -27,10 +27,12 @@ def _preset(
     dropout: float = 0.0,
     autoencoder_width: int = 32,
     activation: Activation = "silu",
+    kind: str = "affine",
 ) -> FitConfig:
     flow = FlowConfig(
         dim=dim,
         context_dim=context_dim,
+        kind=kind,
         blocks=blocks,
         width=width,
         depth=depth,
@@ -66,6 +68,16 @@ PRESETS: dict[str, FitConfig] = {
             autoencoder=_AUTOENCODER_TRAINING.replace(steps=3000, eval_every=500),
             training=_FLOW_TRAINING.replace(steps=1800, eval_every=200),
         ),
+        # Few pairs: t starts where the linear one ends, and stops before it knows its rows by heart.
+        _preset(
+            "few",
+            kind="linear+affine",
+            blocks=4,
+            width=128,
+            dropout=0.3,
+            training=_FLOW_TRAINING.replace(steps=2000, lr=1e-3, eval_every=50, patience=8),
+        ),
+        _preset("linear", kind="linear", blocks=1, width=1),
         # The papers' h_d counts what lies between first and last hidden layer: 2 there is a depth of 3 here.
         _preset("paper-comparison", dim=128, blocks=20, width=1024, depth=3, **_PAPER),
         _preset("paper-facenet", dim=128, blocks=20, width=512, depth=3, autoencoder_width=64, **_PAPER),

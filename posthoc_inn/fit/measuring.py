@@ -69,6 +69,8 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         result.held_out,
         result.flow_history,
         result.autoencoder_history,
+        trained=result.trained,
+        linear=result.linear,
         image_metrics=fit.request.image_metrics,
         seed=seed,
     )

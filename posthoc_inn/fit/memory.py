@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from posthoc_inn.analysis.faithfulness import PICTURES
 from posthoc_inn.analysis.measure import IMAGES
 from posthoc_inn.autoencoders.base import CHUNK
+from posthoc_inn.fit.linear import linear_bytes
 from posthoc_inn.fit.parts import Parts
 from posthoc_inn.flows.conditional import CONTEXT_CHUNK
 
@@ -37,9 +38,11 @@ def beyond_steps(parts: Parts, row: dict[str, Tensor], rows: int | None, held_ou
     fewest = min(PICTURES, 8 * shown)
     encoder, decoder = _activations(parts)
     some = torch.zeros_like(row["z"][:1], dtype=torch.float32, device=parts.device)
+    net = getattr(parts.flow.conditioner, "net", nn.Identity())  # the linear t has none
     return max(
+        linear_bytes(parts.flow),
         chunk * z * 3 * _DOUBLE,  # standardisation: in double precision, centred, squared
-        many * z + chunk * (2 * z + _widest(parts.flow.conditioner, lambda: parts.flow.conditioner.net(some))),
+        many * z + chunk * (2 * z + _widest(net, lambda: net(some))),
         # as bytes, as floats, and laid out as the convolutions want them
         min(CHUNK, many) * 2 * (picture + encoder),
         # z of the pictures, of their images, and both in double precision

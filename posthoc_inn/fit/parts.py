@@ -86,6 +86,8 @@ class FitResult:
         autoencoder_history: None when the autoencoder was given.
         flow_history: Curve of t.
         concepts: e, its curve and the concepts' scores, where there are concepts.
+        trained: The t that was trained, which is `flow` unless the linear one stands in for it.
+        linear: The linear t for the same rows.
         seconds: Seconds of each stage.
         threads: CPU threads of each stage.
     """
@@ -97,6 +99,8 @@ class FitResult:
     autoencoder_history: History | None
     flow_history: History
     concepts: ConceptFit | None
+    trained: ConditionalFlow
+    linear: ConditionalFlow
     seconds: dict[str, float]
     threads: dict[str, int]
 

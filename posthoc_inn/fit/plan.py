@@ -14,6 +14,7 @@ from torch import Tensor
 
 from posthoc_inn.autoencoders import TrainableAutoencoder, draws_of
 from posthoc_inn.fit.concepts import build_factor_flow
+from posthoc_inn.fit.linear import linear_seconds
 from posthoc_inn.fit.memory import beyond_steps
 from posthoc_inn.fit.parts import Parts
 from posthoc_inn.flows import set_compute_dtype
@@ -77,6 +78,8 @@ class Paces:
     def seconds_of(self, stage: str, z: Tensor | None = None) -> float:
         """Return the estimated seconds of a stage of training; see `settle` for the arguments."""
         steps = self.steps(stage)
+        if not steps:
+            return 0.0
         if stage == "autoencoder":
             step = autoencoder_step(self.parts)
         elif stage == "e":
@@ -93,6 +96,8 @@ class Paces:
             "e": config.concepts.training,
             "t": config.flow_training,
         }
+        if stage == "t" and not self.parts.flow.is_trained:
+            return 0
         return by_stage[stage].steps
 
     def _measure(self, stage: str, step: Callable[[], object], steps: int) -> float:
@@ -125,7 +130,7 @@ def make_plan(parts: Parts, paces: Paces, draws: int) -> Plan:
         seconds["autoencoder"] = paces.seconds_of("autoencoder")
     if parts.concepts is not None and parts.concepts.space == "z_bar":
         seconds["e"] = paces.seconds_of("e")
-    seconds["t"] = paces.seconds_of("t", row["z"])
+    seconds["t"] = paces.seconds_of("t", row["z"]) + linear_seconds(parts.flow, row["z"], rows or 0)
     held_out = parts.held_out.length
     cached = 0  # mapped from disk
     if reader.out is None:
@@ -174,11 +179,13 @@ def _described(parts: Parts) -> list[str]:
             f"e            {names}: {config.concepts.blocks} blocks of width {config.concepts.width}, "
             f"{config.concepts.training.steps:,} steps of {config.concepts.training.batch_size} pairs"
         )
-    lines.append(
-        f"t            preset {config.preset}: {config.flow.blocks} blocks of width {config.flow.width}, "
-        f"{sum(p.numel() for p in parts.flow.parameters()) / 1e6:.1f} M parameters, "
-        f"{config.flow_training.steps:,} steps of {config.flow_training.batch_size}"
-    )
+    t = f"t            preset {config.preset}: {config.flow.told}"
+    if parts.flow.is_trained:
+        t += (
+            f", {sum(p.numel() for p in parts.flow.parameters()) / 1e6:.1f} M parameters, "
+            f"{config.flow_training.steps:,} steps of {config.flow_training.batch_size}"
+        )
+    lines.append(t)
     return lines
 
 
@@ -237,6 +244,9 @@ def flow_step(parts: Parts, z: Tensor) -> Callable[[], None]:
     z = z.float().repeat(-(-size // len(z)), *([1] * (z.ndim - 1)))[:size].to(parts.device)
     flow.conditioner.fit_standardization([z])
     latents = torch.randn(size, parts.config.latent_dim, generator=torch.Generator().manual_seed(0)).to(parts.device)
+    if flow.linear is not None:
+        dim = latents.shape[1]
+        flow.linear.set(torch.zeros(dim), torch.zeros_like(flow.linear.weight), torch.eye(dim))
     flow.initialize(latents, z)
     if flow.base is None and parts.learns_concepts:
         # e is not trained yet; it takes as long untrained.

@@ -20,13 +20,14 @@ from posthoc_inn.errors import NotFittedError
 from posthoc_inn.files import plain, replace_file, writing
 from posthoc_inn.fit.concepts import BoundConcepts, ConceptFit, bind, check_request, fit_concepts, rows_of
 from posthoc_inn.fit.events import stage_finished
+from posthoc_inn.fit.linear import closed_form_history, compare, fit_linear, fitted_linear
 from posthoc_inn.fit.lock import locked
 from posthoc_inn.fit.parts import FitResult, Parts, checkpoint_of
 from posthoc_inn.fit.plan import Paces, Plan, make_plan
 from posthoc_inn.fit.prediction import settle_prediction
 from posthoc_inn.fit.rehearsal import rehearse
 from posthoc_inn.fit.request import FitRequest
-from posthoc_inn.flows import set_compute_dtype
+from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
 from posthoc_inn.objectives import drawn
 from posthoc_inn.progress import Reporter
 from posthoc_inn.rows.cache import DEFAULT_BUDGET, Cache
@@ -180,14 +181,18 @@ class Fit:
         history = self._trained("t", lambda: self._train_flow(train_rows, held_rows), z=some)
         # Everything after training asks for exact inverses: full precision costs little there.
         set_compute_dtype(parts.flow, None)
+        trained = parts.flow
+        linear = self._stage("t", lambda: self._beside_linear(train_rows, held_rows))
         self._result = FitResult(
             parts.autoencoder,
-            parts.flow,
+            self.parts.flow,
             train_rows,
             held_rows,
             autoencoder_history,
             history,
             found,
+            trained,
+            linear,
             self.seconds,
             self.threads,
         )
@@ -331,9 +336,14 @@ class Fit:
     def _train_flow(self, rows: Cache, held_out: Cache) -> History:
         parts, flow, config = self.parts, self.parts.flow, self.parts.config.flow_training
         self.reporter.stage("t", config.steps)
+        started = time.perf_counter()
         flow.conditioner.fit_standardization(
             (z.to(parts.device) for (z,) in itertools.islice(rows.batches(CHUNK, "z"), 400)), force=True
         )
+        if flow.linear is not None:
+            fit_linear(flow, rows, seed=config.seed)
+        if not flow.is_trained:
+            return closed_form_history(flow.eval(), rows, held_out, time.perf_counter() - started)
         pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))[:INITIALIZATION_ROWS]
         mean, std = rows["mean"].rows(pick), rows["std"].rows(pick)
         flow.initialize(
@@ -358,3 +368,18 @@ class Fit:
             progress=self._advance,
             key=self._key(cast(torch.nn.Module, parts.autoencoder), *([] if flow.base is None else [flow.base])),
         )
+
+    def _beside_linear(self, rows: Cache, held_out: Cache) -> ConditionalFlow:
+        """Return the linear t for the same rows, and use it where the trained one is worse."""
+        parts, flow = self.parts, self.parts.flow
+        linear = fitted_linear(flow, rows, seed=parts.config.flow_training.seed)
+        if linear is flow:
+            return linear
+        found = compare(flow, linear, held_out)
+        is_used = found.is_worse and parts.config.linear_fallback
+        if is_used:
+            self.parts = dataclasses.replace(parts, flow=linear)
+        note = found.note(is_used)
+        if note is not None:
+            self.reporter.note(f"Note: {note}")
+        return linear

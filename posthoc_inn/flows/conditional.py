@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from posthoc_inn.config import ConditionerConfig, FlowConfig
+from posthoc_inn.config import LINEAR, ConditionerConfig, FlowConfig
 from posthoc_inn.errors import ConfigError, NotFittedError, ShapeError
 from posthoc_inn.flows.block import CouplingFactory
-from posthoc_inn.flows.conditioner import Conditioner
+from posthoc_inn.flows.conditioner import Conditioner, Standardization
 from posthoc_inn.flows.coupling import Context, ProjectedContext, check_context, check_width
 from posthoc_inn.flows.coupling_flow import CouplingFlow, evaluating
 from posthoc_inn.flows.factor import FactorFlow
 from posthoc_inn.flows.fast import inverse as fast_inverse
+from posthoc_inn.flows.linear import LinearGaussian
+from posthoc_inn.flows.linear_fit import BASIS_ROWS, LinearFit, fit_rows
+from posthoc_inn.objectives import drawn
+
+Row = tuple[Tensor, Tensor, Tensor]
+"""z (B, *z_shape), mean (B, D) and deviation (B, D) of z_bar."""
 
 CONTEXT_CHUNK = 512
 """Representations that are embedded at a time."""
@@ -28,6 +35,10 @@ class ConditionalFlow(nn.Module):
     The context is computed explicitly, once, and is an ordinary tensor: `t.context(z)`. For many samples an
     image, `t.project(context.unsqueeze(1))` also computes every coupling's share of it once.
 
+    Of the kind "linear" t is a linear Gaussian model in closed form, and there is no H; of a kind such as
+    "linear+affine" the blocks work on what that model leaves, and start as the identity. The context then has (or
+    ends with) what the model expects given z, of width D.
+
     Args:
         flow: Shape of t; its `context_dim` is that of H.
         conditioner: Shape of H.
@@ -36,6 +47,7 @@ class ConditionalFlow(nn.Module):
 
     Attributes:
         base: e, or None.
+        linear: The linear Gaussian model that t starts with, or None.
 
     Raises:
         ConfigError: The two configurations disagree about the width of the context, or of the latents.
@@ -68,7 +80,8 @@ class ConditionalFlow(nn.Module):
                 f"The flow takes a context of width {flow.context_dim}, the conditioner makes one of width "
                 f"{conditioner.context_dim}; give both the same context_dim."
             )
-        self.conditioner = Conditioner(conditioner)
+        self.conditioner = Standardization(conditioner) if flow.coupling is None else Conditioner(conditioner)
+        self.linear = LinearGaussian(flow.dim, conditioner.z_shape) if flow.is_linear_first else None
         self.flow = CouplingFlow(flow, coupling=coupling)
         self.base: FactorFlow | None = None
         if base is not None:
@@ -102,8 +115,25 @@ class ConditionalFlow(nn.Module):
 
     @property
     def is_initialized(self) -> bool:
-        """Whether both the standardisation of z and the actnorm layers were set from data."""
-        return self.conditioner.is_initialized and self.flow.is_initialized
+        """Whether the standardisation of z, the linear model and the actnorm layers were set from data."""
+        is_linear_set = self.linear is None or self.linear.is_initialized
+        return self.conditioner.is_initialized and is_linear_set and self.flow.is_initialized
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is anything to train: the linear t is fitted in closed form."""
+        return bool(self.flow.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lives."""
+        return self.conditioner.z_mean.device
+
+    @property
+    def context_dim(self) -> int:
+        """C, the width of a context: that of H(z), and of what the linear model expects, where there are such."""
+        config = self.flow.config
+        return (config.context_dim if self.is_trained else 0) + (0 if self.linear is None else config.dim)
 
     def context(self, z: Tensor) -> Tensor:
         """Return h = H(z), shape (B, C), for z (B, *z_shape) (MSC eq. 16).
@@ -112,8 +142,23 @@ class ConditionalFlow(nn.Module):
             ShapeError: z has another shape.
             NotFittedError: The standardisation of z was not fitted.
         """
-        h: Tensor = self.conditioner(z)
-        return h
+        parts: list[Tensor] = [self.conditioner(z)] if self.is_trained else []
+        if self.linear is not None:
+            lead = z.shape[: z.ndim - len(self.conditioner.config.z_shape)]
+            rows = self.conditioner.standardize(z).reshape(-1, *self.conditioner.config.z_shape)
+            parts.append(self.linear.expected(rows).reshape(*lead, -1))
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+    def _parted(self, context: Context) -> tuple[Context, Tensor | None]:
+        """Return what of a context the blocks get, and what the linear model expects."""
+        if self.linear is None:
+            return context, None
+        if isinstance(context, ProjectedContext):
+            return ProjectedContext(context.terms[:-1], context.lead), context.terms[-1]
+        check_context(context, self.context_dim)
+        assert context is not None
+        own, m = context.split([self.context_dim - self.linear.dim, self.linear.dim], dim=-1)
+        return (own if self.is_trained else None), m
 
     def project(self, context: Tensor) -> ProjectedContext:
         """Return what may be passed instead of `context` (..., C): see `CouplingFlow.project`.
@@ -121,7 +166,9 @@ class ConditionalFlow(nn.Module):
         Raises:
             ShapeError: The context is not (..., C).
         """
-        return self.flow.project(context)
+        own, m = self._parted(context)
+        projected = ProjectedContext((), context.shape[:-1]) if own is None else self.flow.project(own)  # type: ignore[arg-type]
+        return projected if m is None else ProjectedContext((*projected.terms, m), projected.lead)
 
     def forward(self, z_bar: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Map latents `z_bar` (..., D) to invariances v (..., D), with log_det (...) in nats (MSC eq. 5).
@@ -130,12 +177,16 @@ class ConditionalFlow(nn.Module):
             ShapeError: A shape does not fit.
             NotFittedError: The flow was not initialised.
         """
-        if self.base is None:
-            out: tuple[Tensor, Tensor] = self.flow(z_bar, context)
-            return out
-        factors, base_log_det = self.base(z_bar)
-        v, log_det = self.flow(torch.cat(factors, dim=-1), context)
-        return v, log_det + base_log_det
+        own, m = self._parted(context)
+        x, before = z_bar, []
+        if self.base is not None:
+            factors, log_det = self.base(x)
+            x, before = torch.cat(factors, dim=-1), [log_det]
+        if self.linear is not None and m is not None:
+            x, log_det = self.linear(x, m)
+            before.append(log_det)
+        v, log_det = self.flow(x, own)
+        return v, sum(before, log_det)
 
     def inverse(self, v: Tensor, context: Context) -> Tensor:
         """Map invariances `v` (..., D) to latents (..., D) (MSC eq. 2).
@@ -148,8 +199,10 @@ class ConditionalFlow(nn.Module):
         return out if self.base is None else self.base.inverse(out)
 
     def blocks_inverse(self, v: Tensor, context: Context) -> Tensor:
-        """Map invariances `v` (..., D) back through the blocks alone: to e's factors, or to latents without e."""
-        return self.flow.inverse(v, context)
+        """Map invariances `v` (..., D) back through all but e: to e's factors, or to latents without e."""
+        own, m = self._parted(context)
+        out = self.flow.inverse(v, own)
+        return out if self.linear is None or m is None else self.linear.inverse(out, m)
 
     @torch.no_grad()
     def inverse_many(self, v: Tensor, context: Tensor) -> Tensor:
@@ -168,14 +221,19 @@ class ConditionalFlow(nn.Module):
         """
         config = self.flow.config
         check_width(v, config.dim, "v")
-        check_context(context, config.context_dim)
+        check_context(context, self.context_dim)
         if v.ndim != 3 or context.ndim != 2 or len(v) != len(context):
             raise ShapeError(
                 f"v has shape {tuple(v.shape)} and the context {tuple(context.shape)}; accepted are "
-                f"(B, N, {config.dim}) and (B, {config.context_dim}) with the same B."
+                f"(B, N, {config.dim}) and (B, {self.context_dim}) with the same B."
             )
         with evaluating(self):
-            out = self._many_blocks_inverse(v, context)
+            own, m = self._parted(context)
+            out = self._many_blocks_inverse(v, own) if self.is_trained else v.to(m, copy=True)  # type: ignore[arg-type]
+            if self.linear is not None and m is not None:
+                together = max(1, BASE_CHUNK // max(v.shape[1], 1))
+                for rows, expected in zip(out.split(together), m.to(out.device).split(together), strict=True):
+                    rows.copy_(self.linear.inverse(rows, expected.unsqueeze(1)))
             if self.base is not None:
                 for rows in out.flatten(0, 1).split(BASE_CHUNK):
                     rows.copy_(self.base.inverse(rows))
@@ -201,7 +259,8 @@ class ConditionalFlow(nn.Module):
 
         The standardisation of z is fitted beforehand, on as much data as there is:
         `flow.conditioner.fit_standardization(batches)`. On the factors of e, which are standard normal by design, the
-        blocks start as the identity: a few outliers would decide the scales otherwise.
+        blocks start as the identity: a few outliers would decide the scales otherwise. So they do after the linear
+        model, which is fitted before (`fit_linear`); the linear t has nothing to initialise.
 
         Raises:
             NotFittedError: The standardisation of z was not fitted.
@@ -209,10 +268,71 @@ class ConditionalFlow(nn.Module):
             ShapeError: A shape does not fit, or there are fewer than 2 rows.
             DataError: The data hold NaN or infinity.
         """
+        if not self.is_trained:
+            return
         with evaluating(self):
             # Maps of thousands of images would take gigabytes at once.
             context = torch.cat([self.context(part) for part in z.split(CONTEXT_CHUNK)])
-            self.flow.initialize(z_bar, context, force=force)
-            if self.base is not None:
+            own, m = self._parted(context)
+            if self.linear is not None and m is not None:
+                z_bar, _ = self.linear(z_bar, m)
+            self.flow.initialize(z_bar, own, force=force)
+            if self.base is not None or self.linear is not None:
                 for block in self.flow.parts():
                     block.actnorm.initialize_as_identity()
+
+    @torch.no_grad()
+    def fit_linear(self, rows: Callable[[], Iterable[Row]], some: Tensor, *, seed: int = 0) -> LinearFit:
+        """Fit the linear Gaussian model in closed form, after the standardisation of z, and before `initialize`.
+
+        Args:
+            rows: Returns batches of z (B, *z_shape), mean and deviation of z_bar (B, D); memory does not grow with
+                their number.
+            some: z of some thousand rows, (B, *z_shape), which principal components are found from.
+            seed: Of the latents drawn where t works on e's factors; without e nothing is drawn.
+
+        Raises:
+            ConfigError: This t has no linear model.
+            NotFittedError: The standardisation of z was not fitted.
+            ShapeError: A shape does not fit.
+            DataError: There are fewer than 2 rows, or values that are not finite.
+        """
+        linear = self.linear
+        if linear is None:
+            raise ConfigError(f"A t of the kind {self.flow.config.kind!r} has no linear model; use a kind that has.")
+        generator = torch.Generator().manual_seed(seed)
+
+        def features(z: Tensor) -> Tensor:
+            z = z.to(self.conditioner.z_mean)
+            return linear.features(self.conditioner.standardize(z)).cpu()
+
+        def batches() -> Iterator[Row]:
+            for z, mean, std in rows():
+                if self.base is None:
+                    yield features(z), mean.cpu(), std.cpu()
+                    continue
+                # e is not linear: what it makes of the encoder's noise is seen in draws.
+                factors, _ = self.base(drawn(mean, std, generator).to(self.conditioner.z_mean))
+                y = torch.cat(factors, dim=-1).cpu()
+                yield features(z), y, torch.zeros_like(y)
+
+        with evaluating(self):
+            few = torch.cat([features(part) for part in some[:BASIS_ROWS].split(CONTEXT_CHUNK)])
+            found = fit_rows(batches(), few)
+        linear.set(found.mean, found.weight, found.scale)
+        return found
+
+    def linear_part(self) -> ConditionalFlow:
+        """Return the linear t for the same z and latents (and e), with this t's model where it has one.
+
+        >>> t = ConditionalFlow(FlowConfig(dim=4, context_dim=8), ConditionerConfig(z_shape=(5,), context_dim=8))
+        >>> t.linear_part().flow.config.kind
+        'linear'
+        """
+        made = ConditionalFlow(self.flow.config.replace(kind=LINEAR), self.conditioner.config, base=self.base)
+        made.to(self.conditioner.z_mean)
+        own = self.state_dict()
+        made.conditioner.load_state_dict({name: own[f"conditioner.{name}"] for name in made.conditioner.state_dict()})
+        if self.linear is not None and made.linear is not None:
+            made.linear.load_state_dict(self.linear.state_dict())
+        return made.eval()

@@ -84,21 +84,11 @@ class _TokenNet(nn.Module):
         return out
 
 
-class Conditioner(FittedOnce):
-    """h = H(z) for vectors (N,), maps (C, H, W) and tokens (T, N), on standardised z.
-
-    Vectors, and maps of one pixel, pass an MLP; maps strided convolutions; tokens a learned attention
-    pooling. z is standardised by frozen statistics, per channel for maps, per feature otherwise, and clipped
-    at ±10 deviations.
+class Standardization(FittedOnce):
+    """z minus its mean over its deviation: frozen statistics, per channel for maps, per feature otherwise.
 
     Args:
-        config: The shape of z and of the network.
-
-    >>> h = Conditioner(ConditionerConfig(z_shape=(16, 6, 6), context_dim=8, width=32))
-    >>> z = torch.randn(10, 16, 6, 6) * 5 + 2
-    >>> h.fit_standardization([z[:4], z[4:]])
-    >>> h(z).shape
-    torch.Size([10, 8])
+        config: The shape of z.
     """
 
     z_mean: Tensor
@@ -107,15 +97,7 @@ class Conditioner(FittedOnce):
     def __init__(self, config: ConditionerConfig) -> None:
         super().__init__()
         self.config = config
-        generator = torch.Generator().manual_seed(config.seed)
         shape = config.z_shape
-        self.net: nn.Module
-        if len(shape) == 1 or (len(shape) == 3 and shape[1:] == (1, 1)):
-            self.net = _vector_net(config, generator)
-        elif len(shape) == 3:
-            self.net = _map_net(config, generator)
-        else:
-            self.net = _TokenNet(config, generator)
         statistics = (shape[0], 1, 1) if len(shape) == 3 else (shape[-1],)
         self.register_buffer("z_mean", torch.zeros(statistics))
         self.register_buffer("z_std", torch.ones(statistics))
@@ -183,6 +165,36 @@ class Conditioner(FittedOnce):
             )
         # In place after the first operation: maps of a large backbone take hundreds of megabytes a batch.
         return (z.to(self.z_mean.dtype) - self.z_mean).div_(self.z_std).clamp_(-CLIP, CLIP)
+
+
+class Conditioner(Standardization):
+    """h = H(z) for vectors (N,), maps (C, H, W) and tokens (T, N), on standardised z.
+
+    Vectors, and maps of one pixel, pass an MLP; maps strided convolutions; tokens a learned attention
+    pooling. z is standardised by frozen statistics, per channel for maps, per feature otherwise, and clipped
+    at ±10 deviations.
+
+    Args:
+        config: The shape of z and of the network.
+
+    >>> h = Conditioner(ConditionerConfig(z_shape=(16, 6, 6), context_dim=8, width=32))
+    >>> z = torch.randn(10, 16, 6, 6) * 5 + 2
+    >>> h.fit_standardization([z[:4], z[4:]])
+    >>> h(z).shape
+    torch.Size([10, 8])
+    """
+
+    def __init__(self, config: ConditionerConfig) -> None:
+        super().__init__(config)
+        generator = torch.Generator().manual_seed(config.seed)
+        shape = config.z_shape
+        self.net: nn.Module
+        if len(shape) == 1 or (len(shape) == 3 and shape[1:] == (1, 1)):
+            self.net = _vector_net(config, generator)
+        elif len(shape) == 3:
+            self.net = _map_net(config, generator)
+        else:
+            self.net = _TokenNet(config, generator)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map z (..., *z_shape) to the context (..., C).

@@ -58,11 +58,11 @@ class CouplingFlow(nn.Module):
     image.
 
     Args:
-        config: Its shape.
-        coupling: Makes the couplings; by default what `COUPLINGS` holds under `config.kind`.
+        config: Its shape. Without a coupling (the kind "linear") it has no blocks, and changes nothing.
+        coupling: Makes the couplings; by default what `COUPLINGS` holds under `config.coupling`.
 
     Raises:
-        UnknownNameError: There is no coupling called `config.kind`.
+        UnknownNameError: There is no coupling called `config.coupling`.
 
     >>> flow = CouplingFlow(FlowConfig(dim=6, blocks=2, width=16))
     >>> x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0)) * 3 + 1
@@ -75,12 +75,16 @@ class CouplingFlow(nn.Module):
     def __init__(self, config: FlowConfig, *, coupling: CouplingFactory | None = None) -> None:
         super().__init__()
         self.config = config
+        self.blocks = nn.ModuleList()
+        name = config.coupling
+        if name is None:
+            return
         if coupling is None:
-            if config.kind not in COUPLINGS:
-                raise UnknownNameError(f"There is no coupling {quoted(config.kind)}. {suggest(config.kind, COUPLINGS)}")
-            coupling = COUPLINGS[config.kind]
+            if name not in COUPLINGS:
+                raise UnknownNameError(f"There is no coupling {quoted(name)}. {suggest(name, COUPLINGS)}")
+            coupling = COUPLINGS[name]
         generator = torch.Generator().manual_seed(config.seed)
-        self.blocks = nn.ModuleList(Block(config, i, coupling, generator) for i in range(config.blocks))
+        self.blocks.extend(Block(config, i, coupling, generator) for i in range(config.blocks))
 
     @property
     def is_initialized(self) -> bool:
@@ -94,7 +98,7 @@ class CouplingFlow(nn.Module):
             ShapeError: The context is not (..., C), or this flow takes none.
         """
         check_context(context, self.config.context_dim)
-        context = context.to(self._dtype)
+        context = self._cast(context)
         couplings: list[Any] = [coupling for block in self.parts() for coupling in block.couplings]
         terms = [c.project(context) if hasattr(c, "project") else context for c in couplings]
         return ProjectedContext(tuple(terms), context.shape[:-1])
@@ -107,7 +111,7 @@ class CouplingFlow(nn.Module):
             NotFittedError: The flow was not initialised.
         """
         x, terms = self._prepare(x, context)
-        if self.training and fast.applies(self.parts(), x, context):
+        if self.training and self.blocks and fast.applies(self.parts(), x, context):
             return fast.forward(self.config, self.parts(), x, None if context is None else cast(Tensor, terms[0][0]))
         log_det = x.new_zeros(x.shape[:-1], dtype=torch.promote_types(x.dtype, torch.float32))
         for block, pair in zip(self.parts(), terms, strict=True):
@@ -148,7 +152,7 @@ class CouplingFlow(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and use, as any module does; outside training the fast path's memory is freed."""
-        if not mode:
+        if not mode and self.blocks:
             Workspace.release(self.parts())
         return super().train(mode)
 
@@ -159,17 +163,20 @@ class CouplingFlow(nn.Module):
     @property
     def is_affine(self) -> bool:
         """Whether every coupling is the built-in affine one."""
-        return are_affine(self.parts())
+        return bool(self.blocks) and are_affine(self.parts())
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+    def _cast(self, x: Tensor) -> Tensor:
+        """Return `x` in the parameters' type; as it is where there are no parameters."""
+        parameter = next(self.parameters(), None)
+        return x if parameter is None else x.to(parameter.dtype)
 
     def _prepare(self, x: Tensor, context: Context) -> tuple[Tensor, list[tuple[Context, Context]]]:
         """Check and cast the inputs, expand x to the context's rows, and give each block its two contexts."""
         check_width(x, self.config.dim)
+        if not self.blocks:
+            return x, []
         check_context(context, self.config.context_dim)
-        x = x.to(self._dtype)
+        x = self._cast(x)
         terms: list[Context] = [context] * (2 * len(self.blocks))
         if context is not None:
             lead = context.lead if isinstance(context, ProjectedContext) else context.shape[:-1]
@@ -182,7 +189,7 @@ class CouplingFlow(nn.Module):
                 ) from None
             x = x.expand(*rows, x.shape[-1])
             if isinstance(context, Tensor):
-                terms = [context.to(self._dtype)] * len(terms)
+                terms = [self._cast(context)] * len(terms)
             elif len(context.terms) == len(terms):
                 terms = list(context.terms)
             else:

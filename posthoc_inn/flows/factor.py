@@ -53,6 +53,9 @@ class FactorFlow(CouplingFlow):
         problems.check(bool(widths) and all(n >= 1 for n in widths), f"factor_dims must be positive, got {widths}")
         problems.check(sum(widths) == config.dim, f"factor_dims {widths} add up to {sum(widths)}, dim is {config.dim}")
         problems.check(config.context_dim == 0, f"context_dim must be 0, got {config.context_dim}")
+        problems.check(
+            not config.is_linear_first, f"e needs a coupling as its kind, got {config.kind!r}, which is t's alone"
+        )
         problems.raise_if_any()
         super().__init__(config, coupling=coupling)
         self.factor_dims = widths
@@ -111,7 +114,7 @@ class FactorFlow(CouplingFlow):
         aligned_log_det = None
         if self.alignment is not None:
             check_width(x, self.config.dim)
-            x, aligned_log_det = self.alignment(x.to(self._dtype))
+            x, aligned_log_det = self.alignment(self._cast(x))
         out, log_det = super().forward(x, context)
         if aligned_log_det is not None:
             log_det = log_det + aligned_log_det

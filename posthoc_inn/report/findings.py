@@ -291,6 +291,7 @@ def _likelihood(metrics: Mapping[str, Any]) -> list[Finding]:
             _judge(gap, GAP, low_is_good=True),
             "More images help most, or more draws of each.",
         ),
+        *_beside_linear(figures),
     ]
     if figures.get("v_std") is not None:
         off = max(abs(figures["v_std"] - 1), abs(figures.get("v_mean") or 0.0))
@@ -317,6 +318,25 @@ def _likelihood(metrics: Mapping[str, Any]) -> list[Finding]:
             )
         )
     return found
+
+
+def _beside_linear(figures: Mapping[str, Any]) -> list[Finding]:
+    """Return how the trained t does against the linear one, where that was measured."""
+    gain, error, linear = (figures.get(name) for name in ("linear_gain", "linear_gain_error", "linear"))
+    if gain is None or linear is None:
+        return []
+    where, label = "Likelihood of t", "Likelier than a linear t"
+    if figures.get("is_linear") and figures.get("trained") == linear:
+        meaning = "t is the linear one: ridge regression with a full residual covariance, fitted in closed form."
+        return [Finding(where, label, "is linear", meaning, "info")]
+    value = f"{gain:+.2f}" + (f" ± {error:.2f}" if error is not None else "") + " nats"
+    meaning = f"A linear t, ridge regression in closed form, would reach {linear:.1f} nats on the same images."
+    if gain > (error or 0.0):
+        return [Finding(where, label, value, meaning, "good")]
+    if figures.get("is_linear"):
+        meaning = f"The linear t, ridge regression in closed form, reaches {linear:.1f} nats: it is what is used."
+    advice = "t has learned no more than a line would say: more images, more steps, or the preset few may help."
+    return [Finding(where, label, value, meaning, "fair" if gain >= -(error or 0.0) else "poor", advice)]
 
 
 def _autoencoder(metrics: Mapping[str, Any]) -> list[Finding]:

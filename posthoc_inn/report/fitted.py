@@ -240,9 +240,10 @@ def _network_settings(interpreter: Fitted, metrics: Mapping[str, Any]) -> dict[s
     chosen = getattr(interpreter, "fit_config_", None)
     config: Mapping[str, Any] = metrics.get("fit") or {} if chosen is None else chosen.to_dict()
     flow, found = interpreter.pipeline.flow.flow.config, {}
-    shape = f"{flow.blocks} blocks of width {flow.width}"
+    shape = flow.told
     found["t"] = f"preset {config['preset']}, {shape}" if config.get("preset") else shape
-    found["t"] += _steps(config.get("flow_training"), "")
+    if flow.coupling is not None:
+        found["t"] += _steps(config.get("flow_training"), "")
     concepts = _concepts(interpreter)
     if concepts is not None:
         sizes = ", ".join(f"{n} {d}" for n, d in zip(concepts.factor_names, concepts.factor_dims, strict=True))

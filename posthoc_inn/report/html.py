@@ -205,6 +205,8 @@ def _likelihood(content: ReportContent) -> dict[str, Any] | None:
         f"{figure['held_out_per_dim']:.2f} for each dimension, all constants included. Under N(0, 1) the same latents "
         f"cost {figure['standard_normal']:.1f}{noise}."
     )
+    if figure.get("linear") is not None and not figure.get("is_linear"):
+        text += f" A linear t would reach {figure['linear']:.1f}."
     return {"text": text, "pictures": pictures, "verdict": f"Verdict: {figure['verdict']}. {figure['advice']}"}
 
 

@@ -180,17 +180,22 @@ class FlowTask:
 
 
 @torch.no_grad()
-def flow_likelihood(flow: ConditionalFlow, cache: Cache, *, limit: int | None = None, seed: int = 0) -> float:
-    """Return the mean negative log-likelihood of z_bar given z over cached rows, in nats with all constants."""
-    device = next(flow.parameters()).device
+def flow_nats(flow: ConditionalFlow, cache: Cache, *, limit: int | None = None, seed: int = 0) -> Tensor:
+    """Return the negative log-likelihood of z_bar given z of each cached row, (N,) in float64, in nats.
+
+    Rows are taken in order, 512 at a time, until there are `limit`; each has one draw of the encoder's noise.
+    """
     generator = torch.Generator().manual_seed(seed)
-    total, count = 0.0, 0
-    module = FlowLoss(flow)
+    found: list[Tensor] = []
     for z, mean, std in cache.batches(512, "z", "mean", "std"):
-        if limit is not None and count >= limit:
+        if limit is not None and 512 * len(found) >= limit:
             break
         noise = torch.randn(mean.shape, generator=generator)
-        nll = module(*(part.to(device) for part in (z.float(), mean, std, noise)))
-        total += float(nll) * len(z)
-        count += len(z)
-    return total / count
+        z, mean, std, noise = (part.to(flow.device) for part in (z.float(), mean, std, noise))
+        found.append(flow_nll(*flow(mean + std * noise, flow.context(z))).double().cpu())
+    return torch.cat(found)
+
+
+def flow_likelihood(flow: ConditionalFlow, cache: Cache, *, limit: int | None = None, seed: int = 0) -> float:
+    """Return the mean negative log-likelihood of z_bar given z over cached rows, in nats with all constants."""
+    return float(flow_nats(flow, cache, limit=limit, seed=seed).mean())

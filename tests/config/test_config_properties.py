@@ -138,6 +138,7 @@ FITS = st.builds(
     concepts=CONCEPTS,
     flow_on_concepts=st.booleans(),
     interaction_weight=real(0, 1e6),
+    linear_fallback=st.booleans(),
 )
 CONFIGS = st.one_of(image_specs(), FLOWS, CONDITIONERS, AUTOENCODERS, TRAININGS, CONCEPTS, FITS)
 CLASSES = (ImageSpec, FlowConfig, ConditionerConfig, AutoencoderConfig, TrainConfig, ConceptConfig, FitConfig)
