@@ -93,12 +93,11 @@ def fitted(config: FitConfig, rows: Cache, held_out: Cache, steps: int | None) -
         coupling=coupling_of(config.flow),
     )
     flow.conditioner.fit_standardization(z for (z,) in rows.batches(512, "z"))
-    if flow.linear is not None:
-        fit_linear(flow, rows, seed=0)
+    expected = None if flow.linear is None else fit_linear(flow, rows, seed=0)
     if not flow.is_trained:
         return flow.eval()
     flow.initialize(drawn(rows["mean"].tensor(), rows["std"].tensor(), 0), rows["z"].tensor())
-    train(FlowTask(flow, rows, held_out, batch_size=training.batch_size, seed=0), training)
+    train(FlowTask(flow, rows, held_out, batch_size=training.batch_size, seed=0, expected=expected), training)
     return flow
 
 

@@ -14,7 +14,7 @@ from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.flows.conditional import Row
 from posthoc_inn.flows.linear import LinearGaussian, pooled
-from posthoc_inn.flows.linear_fit import BASIS_ROWS, FOLDS, MOST_COMPONENTS
+from posthoc_inn.flows.linear_fit import FOLDS, basis_sizes
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import History
 from posthoc_inn.training.tasks import flow_nats
@@ -38,10 +38,20 @@ def some_rows(rows: Cache) -> Iterator[Row]:
         yield z, mean, std
 
 
-def fit_linear(flow: ConditionalFlow, rows: Cache, *, seed: int) -> None:
-    """Fit the linear model of `flow` to cached rows, in closed form."""
-    pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:BASIS_ROWS]
-    flow.fit_linear(lambda: some_rows(rows), rows["z"].rows(pick), seed=seed)
+def fit_linear(flow: ConditionalFlow, rows: Cache, *, seed: int) -> Tensor | None:
+    """Fit the linear model of `flow` to cached rows, in closed form.
+
+    Returns:
+        What regressions without a row expect for it, (N, D), which blocks after the model are trained on; None where
+        there are so many rows that it makes no difference.
+    """
+    pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    pick = pick[: basis_sizes(_features(flow))[1]]
+    found = flow.fit_linear(lambda: some_rows(rows), rows["z"].rows(pick), seed=seed)
+    if not flow.is_trained or len(rows) > LINEAR_ROWS:
+        return None
+    places = torch.arange(len(rows)).split(CHUNK)
+    return torch.cat([flow.left_out(rows["z"].rows(index), found, index) for index in places])
 
 
 def fitted_linear(flow: ConditionalFlow, rows: Cache, *, seed: int) -> ConditionalFlow:
@@ -64,15 +74,18 @@ def closed_form_history(flow: ConditionalFlow, rows: Cache, held_out: Cache, sec
 
 def _sizes(flow: ConditionalFlow) -> tuple[int, int, int]:
     """Return the numbers of features, of those that enter the regression, and of latents, of the linear t."""
-    features = math.prod(pooled(flow.conditioner.config.z_shape))
-    return features, min(features, MOST_COMPONENTS), flow.flow.config.dim
+    return _features(flow), basis_sizes(_features(flow))[0], flow.flow.config.dim
+
+
+def _features(flow: ConditionalFlow) -> int:
+    return math.prod(pooled(flow.conditioner.config.z_shape))
 
 
 def linear_bytes(flow: ConditionalFlow) -> int:
     """Return about how many bytes the fit of the linear t takes for a while."""
     features, kept, dim = _sizes(flow)
     moments = 8 * (kept + dim) ** 2
-    basis = 4 * features * (BASIS_ROWS + 3 * kept) if kept < features else 0
+    basis = 4 * features * (basis_sizes(features)[1] + 3 * kept) if kept < features else 0
     # Of each fold: moments, those of the others, eigenvectors, and both turned into their basis.
     return 4 * FOLDS * moments + basis + 8 * features * dim
 
@@ -108,7 +121,7 @@ def linear_seconds(flow: ConditionalFlow, z: Tensor, rows: int) -> float:
     each = _time(pooling) / len(z) + _time(row_products) / 64
     # A decomposition for each fold and for all; turning and scoring take about as long again.
     solved = 2 * (FOLDS + 1) * _time(solving) * ((kept + dim) / len(square)) ** 3
-    found = _time(row_products) / 64 * features / kept * BASIS_ROWS if kept < features else 0.0
+    found = _time(row_products) / 64 * features / kept * basis_sizes(features)[1] if kept < features else 0.0
     return each * min(rows, LINEAR_ROWS) + solved + found
 
 

@@ -335,13 +335,12 @@ class Fit:
 
     def _train_flow(self, rows: Cache, held_out: Cache) -> History:
         parts, flow, config = self.parts, self.parts.flow, self.parts.config.flow_training
-        self.reporter.stage("t", config.steps)
+        self.reporter.stage("t", config.steps if flow.is_trained else None)
         started = time.perf_counter()
         flow.conditioner.fit_standardization(
             (z.to(parts.device) for (z,) in itertools.islice(rows.batches(CHUNK, "z"), 400)), force=True
         )
-        if flow.linear is not None:
-            fit_linear(flow, rows, seed=config.seed)
+        expected = None if flow.linear is None else fit_linear(flow, rows, seed=config.seed)
         if not flow.is_trained:
             return closed_form_history(flow.eval(), rows, held_out, time.perf_counter() - started)
         pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))[:INITIALIZATION_ROWS]
@@ -357,6 +356,7 @@ class Fit:
             batch_size=config.batch_size,
             seed=config.seed,
             interaction_weight=parts.interaction_weight(flow),
+            expected=expected,
         )
         return train(
             task,
@@ -381,5 +381,7 @@ class Fit:
             self.parts = dataclasses.replace(parts, flow=linear)
         note = found.note(is_used)
         if note is not None:
+            if is_used:
+                self.notes.append(note)
             self.reporter.note(f"Note: {note}")
         return linear

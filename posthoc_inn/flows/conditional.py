@@ -17,7 +17,7 @@ from posthoc_inn.flows.coupling_flow import CouplingFlow, evaluating
 from posthoc_inn.flows.factor import FactorFlow
 from posthoc_inn.flows.fast import inverse as fast_inverse
 from posthoc_inn.flows.linear import LinearGaussian
-from posthoc_inn.flows.linear_fit import BASIS_ROWS, LinearFit, fit_rows
+from posthoc_inn.flows.linear_fit import LinearFit, fit_rows
 from posthoc_inn.objectives import drawn
 
 Row = tuple[Tensor, Tensor, Tensor]
@@ -135,15 +135,21 @@ class ConditionalFlow(nn.Module):
         config = self.flow.config
         return (config.context_dim if self.is_trained else 0) + (0 if self.linear is None else config.dim)
 
-    def context(self, z: Tensor) -> Tensor:
+    def context(self, z: Tensor, expected: Tensor | None = None) -> Tensor:
         """Return h = H(z), shape (B, C), for z (B, *z_shape) (MSC eq. 16).
+
+        Args:
+            z: Representations.
+            expected: What the linear model is to expect, (B, D), in place of what it expects itself; see `left_out`.
 
         Raises:
             ShapeError: z has another shape.
             NotFittedError: The standardisation of z was not fitted.
         """
         parts: list[Tensor] = [self.conditioner(z)] if self.is_trained else []
-        if self.linear is not None:
+        if self.linear is not None and expected is not None:
+            parts.append(expected.to(self.linear.mean))
+        elif self.linear is not None:
             lead = z.shape[: z.ndim - len(self.conditioner.config.z_shape)]
             rows = self.conditioner.standardize(z).reshape(-1, *self.conditioner.config.z_shape)
             parts.append(self.linear.expected(rows).reshape(*lead, -1))
@@ -288,7 +294,8 @@ class ConditionalFlow(nn.Module):
         Args:
             rows: Returns batches of z (B, *z_shape), mean and deviation of z_bar (B, D); memory does not grow with
                 their number.
-            some: z of some thousand rows, (B, *z_shape), which principal components are found from.
+            some: z of some rows, (B, *z_shape), which principal components are found from; `linear_fit.basis_sizes`
+                says how many do.
             seed: Of the latents drawn where t works on e's factors; without e nothing is drawn.
 
         Raises:
@@ -317,10 +324,31 @@ class ConditionalFlow(nn.Module):
                 yield features(z), y, torch.zeros_like(y)
 
         with evaluating(self):
-            few = torch.cat([features(part) for part in some[:BASIS_ROWS].split(CONTEXT_CHUNK)])
+            few = torch.cat([features(part) for part in some.split(CONTEXT_CHUNK)])
             found = fit_rows(batches(), few)
         linear.set(found.mean, found.weight, found.scale)
         return found
+
+    @torch.no_grad()
+    def left_out(self, z: Tensor, found: LinearFit, index: Tensor) -> Tensor:
+        """Return what regressions without a row expect for it, (B, D).
+
+        Where rows are few, those that the linear model was fitted to are closer to it than others: blocks that are
+        trained on what is left of them would be far too sure of themselves.
+
+        Args:
+            z: Representations of rows of training, (B, *z_shape).
+            found: What `fit_linear` returned.
+            index: Places of these rows among those it was given, (B,).
+        """
+        if self.linear is None:
+            raise ConfigError(f"A t of the kind {self.flow.config.kind!r} has no linear model; use a kind that has.")
+        features = self.linear.features(self.conditioner.standardize(z.to(self.conditioner.z_mean))).cpu()
+        folds, out = index % len(found.left_out), torch.empty(len(z), self.linear.dim)
+        for k, (mean, weight) in enumerate(found.left_out):
+            here = folds == k
+            out[here] = torch.addmm(mean.to(features), features[here], weight.to(features).T).to(out)
+        return out
 
     def linear_part(self) -> ConditionalFlow:
         """Return the linear t for the same z and latents (and e), with this t's model where it has one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ FOLDS = 4
 MOST_COMPONENTS = 1024
 """Features that enter the regression; of more, the first principal components."""
 BASIS_ROWS = 2048
-"""Rows that the components are found from."""
+"""Rows that the components are found from, at the most."""
+BASIS_VALUES = 1 << 26
+"""Values that those rows, and the components, may have in all."""
 RIDGES = tuple(10.0 ** (k / 2) for k in range(-10, 7))
 """Strengths of the ridge tried, as multiples of the number of rows: features have a variance of about one."""
 SHRINKAGES = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
@@ -106,10 +108,10 @@ class Regression:
         weights: Tensor = self.turned / (self.values + ridge * self.count).unsqueeze(1)
         return weights
 
-    def weights(self, ridge: float) -> Tensor:
-        """Return the coefficients (P, D)."""
-        weights: Tensor = self.vectors @ self._weights(ridge)
-        return weights
+    def line(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """Return what is expected where the features are 0, (D,), and the coefficients, (D, P)."""
+        weight = (self.vectors @ self._weights(ridge)).T
+        return self.y - weight @ self.x, weight
 
     def residuals(self, ridge: float) -> Tensor:
         """Return the sum of products of the other rows' residuals, (D, D)."""
@@ -172,6 +174,7 @@ class LinearFit:
         ridge: Strength of the ridge, as a multiple of the rows.
         shrinkage: Share of its diagonal in the residual covariance.
         nats: Negative log-likelihood of rows that each fold left out.
+        left_out: For each fold, mean and weight of the regression on all others; row i is in fold i % FOLDS.
     """
 
     mean: Tensor
@@ -180,9 +183,20 @@ class LinearFit:
     ridge: float
     shrinkage: float
     nats: float
+    left_out: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
-def components(features: Tensor, most: int = MOST_COMPONENTS) -> Tensor | None:
+def basis_sizes(features: int) -> tuple[int, int]:
+    """Return how many of so many features enter the regression, and from how many rows they are found.
+
+    >>> basis_sizes(512), basis_sizes(25_088), basis_sizes(1_000_000)
+    ((512, 2048), (1024, 2048), (33, 67))
+    """
+    rows = max(4, min(BASIS_ROWS, BASIS_VALUES // features))
+    return (features if features <= MOST_COMPONENTS else min(MOST_COMPONENTS, rows // 2)), rows
+
+
+def components(features: Tensor, most: int) -> Tensor | None:
     """Return the first principal directions (K, P) of features (B, P), orthonormal; None where P is no more than K."""
     if features.shape[1] <= most:
         return None
@@ -225,9 +239,9 @@ def fit_moments(folds: list[Moments]) -> LinearFit:
     if bool(failed):  # rounding, where latents are all but functions of each other
         share = max(share, 0.01)
         factor = torch.linalg.cholesky(shrunk(covariance, share))
-    final = Regression(rows)
-    weight = final.weights(ridge).T
-    return LinearFit(final.y - weight @ final.x, weight, factor, ridge, share, _held_out_nats(parts, counts, share))
+    mean, weight = Regression(rows).line(ridge)
+    left_out = tuple(regression.line(ridge) for regression in regressions)
+    return LinearFit(mean, weight, factor, ridge, share, _held_out_nats(parts, counts, share), left_out)
 
 
 def fit_rows(batches: Iterable[tuple[Tensor, Tensor, Tensor]], some: Tensor) -> LinearFit:
@@ -240,7 +254,7 @@ def fit_rows(batches: Iterable[tuple[Tensor, Tensor, Tensor]], some: Tensor) -> 
     Raises:
         DataError: There are fewer than 2 rows, or values that are not finite.
     """
-    basis = components(some)
+    basis = components(some, basis_sizes(some.shape[1])[0])
     folds: list[Moments] = []
     seen = 0
     for x, mean, std in batches:
@@ -257,4 +271,6 @@ def fit_rows(batches: Iterable[tuple[Tensor, Tensor, Tensor]], some: Tensor) -> 
     found = fit_moments(folds)
     if basis is None:
         return found
-    return LinearFit(found.mean, found.weight @ basis.double(), found.scale, found.ridge, found.shrinkage, found.nats)
+    wide = basis.double()
+    left_out = tuple((mean, weight @ wide) for mean, weight in found.left_out)
+    return replace(found, weight=found.weight @ wide, left_out=left_out)

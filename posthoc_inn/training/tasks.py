@@ -122,12 +122,21 @@ class FlowLoss(nn.Module):
         super().__init__()
         self.flow, self.interaction_weight = flow, interaction_weight
 
-    def forward(self, z: Tensor, mean: Tensor, std: Tensor, noise: Tensor, v: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        noise: Tensor,
+        v: Tensor | None = None,
+        expected: Tensor | None = None,
+    ) -> Tensor:
         """Return the mean negative log-likelihood, a scalar in nats; with `v`, the weighted interaction is added.
 
-        z (B, *z_shape); mean, std, noise (B, D): z_bar is drawn afresh as mean + std * noise. v (2, n, D).
+        z (B, *z_shape); mean, std, noise (B, D): z_bar is drawn afresh as mean + std * noise. v (2, n, D), or empty.
+        `expected` (B, D): what t's linear model is to expect, where it is not what it expects itself.
         """
-        out, log_det = self.flow(mean + std * noise, self.flow.context(z))
+        out, log_det = self.flow(mean + std * noise, self.flow.context(z, expected))
         loss = flow_nll(out, log_det).mean()
         if v is None or not self.interaction_weight:
             return loss
@@ -141,7 +150,18 @@ class FlowLoss(nn.Module):
 
 
 class FlowTask:
-    """Trains t on cached (z, mean, std)."""
+    """Trains t on cached (z, mean, std).
+
+    Args:
+        flow: t.
+        train: Rows of training.
+        held_out: Rows that it is measured on.
+        batch_size: Rows a step.
+        seed: Of their order.
+        looks: Held-out rows used at the most.
+        interaction_weight: As in `FlowLoss`.
+        expected: For each row of training, what t's linear model is to expect, (N, D); see `ConditionalFlow.left_out`.
+    """
 
     name = "t"
 
@@ -155,13 +175,14 @@ class FlowTask:
         seed: int,
         looks: int = 4096,
         interaction_weight: float = 0.0,
+        expected: Tensor | None = None,
     ) -> None:
-        self.module = FlowLoss(flow, interaction_weight)
+        self.module, self._expected = FlowLoss(flow, interaction_weight), expected
         self._train, self._held_out, self._looks = train, held_out, looks
         self._shuffle = Shuffle(len(train), batch_size, seed)
 
     def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return z (B, *z_shape), mean, std and noise (B, D); and v (2, B/4, D) where the interaction counts."""
+        """Return z (B, *z_shape), mean, std and noise (B, D), and what else `FlowLoss` takes."""
         index = self._shuffle.index(step)
         mean = self._train["mean"].rows(index)
         row = (
@@ -170,9 +191,11 @@ class FlowTask:
             self._train["std"].rows(index),
             torch.randn(mean.shape, generator=generator),
         )
-        if not self.module.interaction_weight:
+        pairs = max(1, len(index) // 4) if self.module.interaction_weight else 0
+        if not pairs and self._expected is None:
             return row
-        return (*row, torch.randn(2, max(1, len(index) // 4), mean.shape[1], generator=generator))
+        v = torch.randn(2, pairs, mean.shape[1], generator=generator)
+        return (*row, v) if self._expected is None else (*row, v, self._expected[index])
 
     def held_out(self) -> dict[str, float]:
         """Return the held-out negative log-likelihood in nats."""

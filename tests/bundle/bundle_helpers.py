@@ -45,7 +45,10 @@ def make_flow(kind="affine", z_shape=(3, 5, 5), seed=1, **options):
     randomize(flow, weights=0.1, generator=generator)
     z = torch.randn(64, *z_shape, generator=generator)
     flow.conditioner.fit_standardization([z])
-    flow.initialize(torch.randn(64, LATENT, generator=generator), z)
+    z_bar = torch.randn(64, LATENT, generator=generator)
+    if flow.linear is not None:
+        flow.fit_linear(lambda: [(z, z_bar, torch.zeros_like(z_bar))], z)
+    flow.initialize(z_bar, z)
     return flow.eval()
 
 

@@ -228,6 +228,8 @@ def test_a_missing_key_is_named(saved, key):
         (("flow", "context_dim"), 7, "context_dim differs"),
         (("flow", "seed"), 10**30, "63 bits"),
         (("flow", "kind"), "os.system", "no flow 'os.system'|no coupling 'os.system'"),
+        (("flow", "kind"), "linear", "flow.linear|lacks|belong"),
+        (("flow", "kind"), "linear+os.system", "no flow 'os.system'|no coupling 'os.system'"),
         (("conditioner", "z_shape"), [10**6, 10**6, 10**6], "z_shape"),
         (("z_shape",), [4], "z_shape differs"),
         (("autoencoder", "config", "size"), 4096, "size must be 8 to"),

@@ -27,7 +27,7 @@ def given_autoencoder(seed=0, noise=0.01):
     return GivenAutoencoder(encoder, decoder, size=28, noise=noise).eval()
 
 
-@pytest.mark.parametrize("kind", ["affine", "spline"])
+@pytest.mark.parametrize("kind", ["affine", "spline", "linear", "linear+affine"])
 @pytest.mark.parametrize("z_shape", [(7,), (3, 5, 5), (4, 6)], ids=["vector", "map", "tokens"])
 def test_samples_after_loading_are_bitwise_the_same(tmp_path, kind, z_shape):
     bundle = make_bundle(flow=make_flow(kind, z_shape, bins=4), z_shape=z_shape)

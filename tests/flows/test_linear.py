@@ -194,3 +194,24 @@ def test_a_file_cannot_hold_a_map_without_a_way_back(spoil):
     state["linear.scale"] = spoil(state["linear.scale"])
     with pytest.raises(RuntimeError, match=r"linear\.scale is not lower triangular"):
         t.load_state_dict(state)
+
+
+def test_blocks_are_trained_on_what_is_left_of_rows_that_the_regression_has_not_seen():
+    t, z, z_bar, found = fitted("linear+affine", z_shape=(30,), n=80)
+    index = torch.arange(80)
+    left_out = t.left_out(z, found, index)
+    for k in range(FOLDS):
+        others = index % FOLDS != k
+        x = t.conditioner.standardize(z.double())
+        mx, my = x[others].mean(0), z_bar[others].double().mean(0)
+        gram = (x[others] - mx).T @ (x[others] - mx) + found.ridge * int(others.sum()) * torch.eye(30).double()
+        b = torch.linalg.solve(gram, (x[others] - mx).T @ (z_bar[others] - my))
+        torch.testing.assert_close(left_out[~others].double(), (x[~others] - mx) @ b + my, atol=1e-4, rtol=1e-4)
+    context = t.context(z, left_out)
+    torch.testing.assert_close(context[:, -DIM:], left_out.double())
+    torch.testing.assert_close(context[:, :-DIM], t.context(z)[:, :-DIM])
+    # The rows themselves are closer to their own line than new ones, and to the others' as close as new ones.
+    new_z, new, _ = pairs(2000, (30,), seed=8)
+    own, theirs = t.context(z)[:, -DIM:], t.context(new_z)[:, -DIM:]
+    seen, unseen, fresh = ((y - m).square().mean() for y, m in ((z_bar, own), (z_bar, left_out), (new, theirs)))
+    assert seen < 0.8 * fresh < unseen
