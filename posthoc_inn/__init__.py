@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from posthoc_inn.features import LayerExtractor, list_layers, untouched
     from posthoc_inn.fit import FitRequest
+    from posthoc_inn.fit.inverter import Inverter, inversion_quality, invert_by_optimization
     from posthoc_inn.interpreter import Interpreter
     from posthoc_inn.plugins.hookspecs import hookimpl
     from posthoc_inn.sweep import layer_sweep, model_sweep, training_sweep
@@ -72,6 +73,7 @@ _PUBLIC = {
     ),
     "features": ("LayerExtractor", "list_layers", "untouched"),
     "fit": ("FitRequest",),
+    "fit.inverter": ("Inverter", "inversion_quality", "invert_by_optimization"),
     "interpreter": ("Interpreter",),
     "plugins": ("hookimpl",),
     "sweep": ("layer_sweep", "model_sweep", "training_sweep"),
@@ -100,6 +102,7 @@ __all__ = [
     "GivenPairs",
     "ImageSpec",
     "Interpreter",
+    "Inverter",
     "LayerExtractor",
     "LayerNotFoundError",
     "ModelError",
@@ -116,6 +119,8 @@ __all__ = [
     "UnknownNameError",
     "__version__",
     "hookimpl",
+    "inversion_quality",
+    "invert_by_optimization",
     "judged",
     "layer_sweep",
     "list_layers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from posthoc_inn.objectives import drawn
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.progress import Reporter, make_reporter
 from posthoc_inn.report.fitted import ReportWords, write_fitted_report
+from posthoc_inn.rows.reader import LATENTS
+from posthoc_inn.rows.world import World
 from posthoc_inn.training.precision import check_precision, choose_device, choose_precision
 from posthoc_inn.weights import describe_tensors, fingerprint
 
@@ -54,7 +57,7 @@ class Interpreter:
         prediction: Which tensor of a model's output is its prediction, when it returns several.
         prediction_kind: What of predictions is compared, for samples and their images: "classes", "multilabel" (the
             sets of labels), "embedding" (their cosine), or "none"; "auto" recognises it, and `metrics_` says as what.
-        autoencoder: A trained one to share, or the shape of a new one; None for the built-in one.
+        autoencoder: A trained one to share, a `GivenGenerator`, or the shape of a new one; None for the built-in one.
         concept_model: A trained e to share, over latents of that autoencoder.
         preset: Name of a preset, or a `FitConfig`.
         image_size: Side of the autoencoder's images in pixels; None to choose from the images.
@@ -281,6 +284,9 @@ class Interpreter:
         self.flow_ = result.flow
         self.history_, self.autoencoder_history_ = result.flow_history, result.autoencoder_history
         self.extractor, self.pipeline_ = parts.extractor, parts.pipeline()
+        if LATENTS in result.train:
+            world = World.of(result.train, result.held_out).to(parts.device)
+            self.pipeline_ = dataclasses.replace(self.pipeline_, world=world)
         if result.concepts is not None:
             self.concept_model_, self.concept_fit_ = result.concepts.model, result.concepts
 
@@ -491,6 +497,8 @@ class Interpreter:
             NotFittedError: There is no e.
         """
         model, pipeline = self.concept_model, self.pipeline
+        if pipeline.world is not None:
+            pipeline.z_of(images)  # warns of what the generator cannot make
         taken = None if source is None else pipeline.means(source)
         latents = pipeline.means(images)
         return pipeline.pictures(editing.edited(model, latents, concept, source=taken, value=value, n=n, seed=seed))
@@ -659,6 +667,7 @@ class Interpreter:
             origin=dict(self.origin),
             model_tensors=describe_tensors(self.model),
             concepts=self.__dict__.get("concept_model_"),
+            world=pipeline.world,
         )
         state = self.model.state_dict() if store_model else None
         return save_bundle(bundle, Path(directory), overwrite=overwrite, model_state=state)
@@ -702,7 +711,8 @@ class Interpreter:
             self.concept_model_ = bundle.concepts.to(where).eval()
         self.metrics_ = bundle.metrics
         self.origin = bundle.origin
-        self.pipeline_ = Pipeline(self.extractor, bundle.adapter, self.autoencoder_, self.flow_, where)
+        world = None if bundle.world is None else bundle.world.to(where)
+        self.pipeline_ = Pipeline(self.extractor, bundle.adapter, self.autoencoder_, self.flow_, where, world)
         return self
 
     def __repr__(self) -> str:

@@ -16,6 +16,7 @@ from posthoc_inn.features import LayerExtractor
 from posthoc_inn.flows import ConditionalFlow, computing_in
 from posthoc_inn.images import BatchSource, InputAdapter
 from posthoc_inn.objectives import flow_nll
+from posthoc_inn.rows.world import World
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int = CHUNK) -> Tensor:
@@ -35,6 +36,7 @@ class Pipeline:
         autoencoder: E and D.
         flow: t.
         device: Where they live.
+        world: What z of a generator's draws is like, where t was fitted to draws; images unlike them are warned of.
     """
 
     extractor: LayerExtractor
@@ -42,6 +44,7 @@ class Pipeline:
     autoencoder: Autoencoder
     flow: ConditionalFlow
     device: torch.device
+    world: World | None = None
 
     @property
     def latent_dim(self) -> int:
@@ -63,13 +66,19 @@ class Pipeline:
         if (images is None) == (z is None):
             raise ConfigError("Give either images or z= (representations of the layer).")
         if z is None:
-            return self.features(self.adapter.read(images))
+            return self.told(self.features(self.adapter.read(images)))
         if not isinstance(z, Tensor) or z.shape[1:] != self.z_shape or not len(z):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ShapeError(f"z must be a tensor (B, {', '.join(map(str, self.z_shape))}) of the layer, got {got}.")
         if not bool(torch.isfinite(z).all()):
             raise DataError("z has values that are not finite.")
-        return z.float()
+        return self.told(z.float())
+
+    def told(self, z: Tensor) -> Tensor:
+        """Return z (B, *z_shape), and warn of what no draw of the generator resembles."""
+        if self.world is not None:
+            self.world.tell(z)
+        return z
 
     def z_from(self, data: Any, z: Tensor | None = None, *, limit: int) -> Tensor:
         """Return z of the first `limit` images of a loader, data set or tensor, or of the given representations."""

@@ -191,7 +191,7 @@ def invariance_maps(
     between = Moments()
     for start in range(0, len(given), IMAGES):
         part = given[start : start + IMAGES]
-        between.add(first.decode(first.encode(part)[0]).cpu()[None])
+        between.add(first.reconstructions(part).cpu()[None])
         v = torch.randn(len(part), samples, first.latent_dim, generator=generator)
         for name, pipeline in pipelines.items():
             moments = _sampled(pipeline, contexts(pipeline, part), v)

@@ -152,7 +152,9 @@ def samples(
     if names and len(names) != len(images):
         raise ConfigError(f"Give a name for each image or none, got {len(names)} for {len(images)} images.")
     v = torch.randn(len(images), n, pipeline.latent_dim, generator=torch.Generator().manual_seed(seed))
-    drawn = pipeline.pictures(pipeline.sample_latents(pipeline.context(pipeline.features(images)), v)).cpu()
+    drawn = pipeline.pictures(
+        pipeline.sample_latents(pipeline.context(pipeline.told(pipeline.features(images))), v)
+    ).cpu()
     output = pipeline.ask(images)
     predictions: tuple[str, ...] = ()
     differing: tuple[tuple[str, ...], ...] = ()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +23,9 @@ from posthoc_inn.files import replace_file, writing
 from posthoc_inn.images import apply_spec
 
 FEW = 16
-"""Pictures made at a time, and those that are looked at before a fit starts."""
+"""Pictures made at a time at the most, and those that are looked at before a fit starts."""
+AT_ONCE = 64 * 2**20
+"""Bytes of pictures, as floats, that are made at a time."""
 MEMORY = 256 * 2**20
 """Bytes of pictures that a `Draws` without a directory keeps."""
 SIDE = 16
@@ -129,6 +134,11 @@ class Draws(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.latents)
 
+    @property
+    def together(self) -> int:
+        """Pictures that are made, and read, at a time: large ones would fill the memory."""
+        return max(1, min(FEW, AT_ONCE // (4 * math.prod(self.generator.native_shape))))
+
     def __getitem__(self, index: int) -> Any:
         return self.__getitems__([range(len(self))[index]])[0]
 
@@ -155,8 +165,8 @@ class Draws(Dataset[Any]):
             self._store = _Store(self.keep, self.latents, self.generator.native_shape)
         had = {i: found for i in dict.fromkeys(rows) if (found := self._find(i)) is not None}
         missing = [i for i in dict.fromkeys(rows) if i not in had]
-        for start in range(0, len(missing), FEW):
-            part = missing[start : start + FEW]
+        for start in range(0, len(missing), self.together):
+            part = missing[start : start + self.together]
             started = time.perf_counter()
             pictures = self.generator.native(self.latents[part]).cpu()
             self.seconds, self.made = self.seconds + time.perf_counter() - started, self.made + len(part)
@@ -208,23 +218,38 @@ class _Store:
                     f"keep={str(directory)!r} holds pictures of other draws: other latents, or another size. Choose "
                     "another directory, or remove it."
                 )
-            self._directory = directory
-            self._pictures = _mapped(directory / "pictures.raw", (len(latents), *shape))
-            self._is_full = _mapped(directory / "made.raw", (len(latents),))
+            self._path, self._advice = directory, advice
+            self._shape, self._size = shape, math.prod(shape)
+            self._pictures = _opened(directory / "pictures.raw", len(latents) * self._size)
+            self._full = _opened(directory / "made.raw", len(latents))
+            for file in (self._pictures, self._full):
+                weakref.finalize(self, file.close)
+            self._is_full = bytearray((directory / "made.raw").read_bytes())
 
     def find(self, index: int) -> Tensor | None:
-        return torch.from_numpy(self._pictures[index].copy()) if self._is_full[index] else None
+        if not self._is_full[index]:
+            return None
+        self._pictures.seek(index * self._size)
+        return torch.frombuffer(bytearray(self._pictures.read(self._size)), dtype=torch.uint8).view(self._shape)
 
     def put(self, index: int, picture: Tensor) -> None:
-        self._pictures[index] = picture.numpy()
-        self._is_full[index] = 1  # last: a killed process leaves no slot that only says it is full
+        with writing(self._path, self._advice):
+            self._pictures.seek(index * self._size)
+            left = memoryview(picture.contiguous().numpy().tobytes())
+            while len(left):
+                left = left[self._pictures.write(left) :]
+            # Last: a killed process leaves no slot that only says it is full.
+            self._full.seek(index)
+            self._full.write(b"\1")
+        self._is_full[index] = 1
 
 
-def _mapped(path: Path, shape: tuple[int, ...]) -> Any:
+def _opened(path: Path, size: int) -> FileIO:
+    """Open a file of `size` bytes, unbuffered, which is made of zeros where it is not there."""
     if not path.exists():
         with open(path, "wb") as file:
-            file.truncate(int(np.prod(shape)))
-    return np.memmap(path, np.uint8, "r+", shape=shape)
+            file.truncate(size)
+    return FileIO(path, "r+b")
 
 
 def draws_of(data: Any) -> tuple[Draws, Tensor] | None:
@@ -244,7 +269,7 @@ def draws_of(data: Any) -> tuple[Draws, Tensor] | None:
 
 
 def judged(
-    draws: Draws, judge: Callable[[Tensor], Any], *, spec: ImageSpec | None = None, batch_size: int = 32
+    draws: Draws, judge: Callable[[Tensor], Any], *, spec: ImageSpec | None = None, batch_size: int | None = None
 ) -> Tensor:
     """Return what a judge says of each draw, a column for `concepts={"name": column}` or `AttributeSource`.
 
@@ -253,7 +278,7 @@ def judged(
         judge: A network or any callable: pictures (B, C, H, W) -> values (B,), or scores of classes (B, K), of which
             the best becomes the value.
         spec: How the judge wants its images; canonical pictures in [0, 1] by default.
-        batch_size: Pictures at a time.
+        batch_size: Pictures at a time; by default as many as the memory is sure to hold.
 
     Returns:
         (N,): whole numbers are categories, floating-point values continuous.
@@ -263,7 +288,7 @@ def judged(
     """
     columns = []
     with _evaluating(judge), torch.no_grad():
-        for part in _parts(draws, batch_size):
+        for part in _parts(draws, batch_size or draws.together):
             found = torch.as_tensor(judge(part if spec is None else apply_spec(part, spec))).detach().cpu()
             if found.shape[:1] != (len(part),) or found.ndim > 2:
                 raise ShapeError(

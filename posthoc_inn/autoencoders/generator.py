@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -15,7 +16,7 @@ from posthoc_inn.autoencoders.adapter import Range
 from posthoc_inn.autoencoders.base import Autoencoder
 from posthoc_inn.autoencoders.draws import Draws, Known
 from posthoc_inn.config import AutoencoderConfig
-from posthoc_inn.errors import ConfigError, DataError, Problems, ShapeError, is_count
+from posthoc_inn.errors import ConfigError, DataError, Problems, ShapeError, is_count, shown
 from posthoc_inn.images import fit_canonical
 from posthoc_inn.seeds import derived
 
@@ -28,8 +29,8 @@ PROBED = 48
 """Values of one picture by which a generator is known again when a bundle is loaded."""
 NO_ENCODER = (
     "The autoencoder is a generator, which has no encoder, and {what}. What needs z alone works: sample, "
-    "explained_by_invariances, concept_relevance. Otherwise give pictures of generator.draws(...), whose latents are "
-    "known, or attach an Inverter: generator.inverter = Inverter().fit(generator, generator.draws(5000))."
+    "explained_by_invariances, concept_relevance. Otherwise give pictures that generator.draws(...) has made, "
+    "whose latents are known, or attach an Inverter: generator.inverter = Inverter().fit(generator, generator.draws(5000))."
 )
 
 
@@ -137,11 +138,11 @@ class GivenGenerator(Autoencoder):
                 these draws finds them there, and a killed one loses none.
 
         Raises:
-            ConfigError: `n` is less than 4.
+            ConfigError: `n` is less than 1.
             DataError: The prior has fewer latents, or gives something else than (n, D).
         """
-        if not is_count(n, 4):
-            raise ConfigError(f"draws needs the number of pictures, at least 4, got {n!r}.")
+        if not is_count(n, 1):
+            raise ConfigError(f"draws needs the number of pictures, at least 1, got {n!r}.")
         return Draws(self, self._prior(n, seed), keep=keep)
 
     # ---- decoding
@@ -152,12 +153,33 @@ class GivenGenerator(Autoencoder):
             raise ShapeError(f"Latents must have shape (B, {self._width}), got {tuple(latents.shape)}.")
         return torch.cat([self._made(part) for part in latents.split(self._together)])
 
-    def _made(self, latents: Tensor) -> Tensor:
+    @functools.cached_property
+    def is_differentiable(self) -> bool:
+        """Whether `decode` passes gradients on; it is asked once, for one picture."""
+        try:
+            with torch.enable_grad():
+                out = self._decode(self._prior(1, 0).to(self._device()).requires_grad_())
+            return isinstance(out, Tensor) and out.requires_grad
+        except Exception:  # NumPy, ONNX and OpenVINO refuse in words of their own
+            return False
+
+    def _device(self) -> torch.device:
         parameter = None if self.decoder is None else next(self.decoder.parameters(), None)
-        given = latents.to(torch.device("cpu") if parameter is None else parameter.device).float()
-        with users_defaults():
-            out = self._decode(given)
-        images = out if isinstance(out, Tensor) else torch.from_numpy(np.ascontiguousarray(out))
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def _made(self, latents: Tensor) -> Tensor:
+        given = latents.to(self._device()).float()
+        if given.requires_grad and not self.is_differentiable:
+            given = given.detach()
+        try:
+            with users_defaults():
+                out = self._decode(given)
+            images = out if isinstance(out, Tensor) else torch.from_numpy(np.ascontiguousarray(out))
+        except Exception as error:  # a stranger's code
+            raise DataError(
+                f"The generator fails on latents {tuple(latents.shape)}, float32: {type(error).__name__}: "
+                f"{shown(error, 200)}. For a file of a fixed batch pass together=1."
+            ) from error
         if images.ndim != 4 or images.shape[:2] != (len(latents), self._channels):
             raise ShapeError(
                 f"The generator must give images ({len(latents)}, {self._channels}, H, W) for latents "
@@ -204,6 +226,15 @@ class GivenGenerator(Autoencoder):
             pick = is_known.to(mean.device)[:, None]
             mean, std = torch.where(pick, latents.to(mean), mean), torch.where(pick, torch.zeros_like(std), std)
         return mean, std
+
+    def with_inverter(self, inverter: Inverts | None) -> GivenGenerator:
+        """Attach what encodes photographs, and return this generator."""
+        self.inverter = inverter
+        return self
+
+    def remember(self, images: Tensor, latents: Tensor) -> None:
+        """Let canonical images (B, C, H, W) in [0, 1] be known with their latents (B, D), as draws are."""
+        self.known.add(self.fitted(images), latents)
 
     # ---- known again
 

@@ -25,9 +25,11 @@ from posthoc_inn.bundle.modules import (
     build_autoencoder,
     build_concepts,
     build_flow,
+    build_world,
     concept_specs,
     filled,
     flow_specs,
+    world_specs,
 )
 from posthoc_inn.bundle.record import AutoencoderRecord, Bundle, Document, parse_document
 from posthoc_inn.bundle.tensors import TensorFile, TensorSpec, read_tensors
@@ -60,7 +62,7 @@ def load_bundle(path: str | Path, autoencoder: nn.Module | None = None) -> Bundl
         raise BundleError(
             f"The bundle {directory} was fitted with an autoencoder of the user's own "
             f"({shown(document.autoencoder.class_name, 80)}, {config.size} px, {config.channels} channels, latent "
-            f"{config.latent_dim}), whose weights are not stored. Pass it as autoencoder=."
+            f"{config.latent_dim}), whose weights are not stored. Pass it as autoencoder=, in Python."
         )
     metrics = _read_metrics(directory, document)
     if MODEL_FILE in document.members:
@@ -74,6 +76,9 @@ def load_bundle(path: str | Path, autoencoder: nn.Module | None = None) -> Bundl
             expected |= autoencoder_specs(document.autoencoder.config, weights, directory)
         if document.concepts is not None:
             expected |= concept_specs(document.concepts, weights, directory)
+        sizes = metrics.get("world")
+        if sizes is not None:
+            expected |= world_specs(sizes, directory)
         weights.expect(expected)
         tensors = weights.read()
     flow = filled(lambda: build_flow(document.flow, document.conditioner), tensors, FLOW, "flow", directory)
@@ -90,6 +95,7 @@ def load_bundle(path: str | Path, autoencoder: nn.Module | None = None) -> Bundl
         concepts = filled(lambda: build_concepts(record), tensors, CONCEPTS, "e", directory)
         if not concepts.flow.is_initialized:
             raise BundleError(f"The e of the bundle {directory} was never fitted: its flags say so. Save it anew.")
+    world = None if sizes is None else build_world(sizes, tensors, document.z_shape, directory)
     if document.is_flow_on_concepts and concepts is not None:
         flow.set_base(concepts.flow)
     return Bundle(
@@ -104,6 +110,7 @@ def load_bundle(path: str | Path, autoencoder: nn.Module | None = None) -> Bundl
         origin=document.origin,
         model_tensors=document.model.tensors,
         concepts=concepts,
+        world=world,
     )
 
 

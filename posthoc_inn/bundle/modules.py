@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,15 @@ from posthoc_inn.bundle.record import ConceptRecord
 from posthoc_inn.bundle.tensors import TensorFile, TensorSpec, specs_of
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig
-from posthoc_inn.errors import BundleError, PosthocInnError, shown
+from posthoc_inn.errors import BundleError, PosthocInnError, is_count, shown
 from posthoc_inn.flows import COUPLINGS, ConditionalFlow, FactorFlow, coupling_of
 from posthoc_inn.plugins import get_plugin_manager
+from posthoc_inn.rows.world import COMPONENTS, COORDINATES, ROWS, World
 from posthoc_inn.weights import seeded_init
 
 M = TypeVar("M", bound=nn.Module)
 
-FLOW, AUTOENCODER, CONCEPTS = "flow.", "autoencoder.", "concepts."
+FLOW, AUTOENCODER, CONCEPTS, WORLD = "flow.", "autoencoder.", "concepts.", "world."
 """What the names of their tensors start with in the weights file."""
 
 
@@ -157,6 +159,34 @@ def autoencoder_specs(config: AutoencoderConfig, file: TensorFile, directory: Pa
 
 def _autoencoder_skeleton(config: AutoencoderConfig, limit: int | None = None) -> nn.Module:
     return skeleton(lambda: build_autoencoder(config), is_core=config.kind in ("conv", "msc"), limit=limit)
+
+
+def world_specs(sizes: Any, directory: Path) -> dict[str, TensorSpec]:
+    """Return what the weights file must hold of a generator's world, of the sizes that metrics.json says.
+
+    Raises:
+        BundleError: They are no sizes of one.
+    """
+    most = {"coordinates": COORDINATES, "components": COMPONENTS, "draws": ROWS}
+    fits = isinstance(sizes, dict) and sizes.keys() == most.keys()
+    if not fits or not all(is_count(sizes[n], 1) and sizes[n] <= most[n] for n in most):
+        raise BundleError(f"metrics.json of the bundle {directory} has no sizes of a world, got {shown(sizes, 120)}.")
+    return specs_of(World(**sizes), WORLD)
+
+
+def build_world(
+    sizes: Mapping[str, int], tensors: Mapping[str, Tensor], z_shape: tuple[int, ...], directory: Path
+) -> World:
+    """Build a generator's world, and load it.
+
+    Raises:
+        BundleError: Its tensors are refused.
+    """
+    world = filled(lambda: World(**sizes), tensors, WORLD, "world", directory)
+    inside = bool((world.index >= 0).all()) and bool((world.index < math.prod(z_shape)).all())
+    if not inside or not bool((world.variance > 0).all()) or not bool(world.rest > 0):
+        raise BundleError(f"The world of the bundle {directory} is damaged: it looks at values that z does not have.")
+    return world
 
 
 def is_rebuildable(autoencoder: nn.Module) -> bool:

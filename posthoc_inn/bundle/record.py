@@ -19,6 +19,7 @@ from posthoc_inn.features import PredictionKind
 from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.images import Normalization
 from posthoc_inn.images.adapter import MODEL_DTYPES, InputAdapter
+from posthoc_inn.rows.world import World
 from posthoc_inn.weights import describe_tensors, fingerprint
 
 FORMAT = "posthoc-inn-bundle"
@@ -51,6 +52,7 @@ class Bundle:
         metrics: Plain data for metrics.json.
         origin: Plain data for whoever has to find model and data again (the command line); never code.
         concepts: e and its concepts' names, or None.
+        world: What z of a generator's draws is like, or None.
         model_tensors: What `describe_tensors` says of the model, to tell where another one differs.
 
     >>> from posthoc_inn.autoencoders import ConvAutoencoder
@@ -76,6 +78,7 @@ class Bundle:
     origin: dict[str, Any] = field(default_factory=dict)
     model_tensors: Mapping[str, str] = field(default_factory=dict)
     concepts: ConceptModel | None = None
+    world: World | None = None
 
     def is_for(self, model: nn.Module) -> bool:
         """Whether `model` has the weights the bundle was fitted to."""

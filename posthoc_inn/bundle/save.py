@@ -30,7 +30,7 @@ from posthoc_inn.bundle.members import (
     read_member,
     sha256,
 )
-from posthoc_inn.bundle.modules import AUTOENCODER, CONCEPTS, FLOW, is_rebuildable
+from posthoc_inn.bundle.modules import AUTOENCODER, CONCEPTS, FLOW, WORLD, is_rebuildable
 from posthoc_inn.bundle.record import (
     FORMAT,
     FORMAT_VERSION,
@@ -125,10 +125,11 @@ def _contents(bundle: Bundle, model_state: Mapping[str, Tensor] | None) -> dict[
         tensors |= _tensors(bundle.autoencoder, AUTOENCODER)
     if bundle.concepts is not None:
         tensors |= _tensors(bundle.concepts, CONCEPTS)
-    contents = {
-        WEIGHTS_FILE: _serialized(tensors, WEIGHTS_FILE),
-        METRICS_FILE: dump_json(plain(bundle.metrics), METRICS_FILE),
-    }
+    metrics = {k: v for k, v in plain(bundle.metrics).items() if k != "world"}
+    if bundle.world is not None:
+        tensors |= _tensors(bundle.world, WORLD)
+        metrics["world"] = bundle.world.sizes
+    contents = {WEIGHTS_FILE: _serialized(tensors, WEIGHTS_FILE), METRICS_FILE: dump_json(metrics, METRICS_FILE)}
     origin = {k: v for k, v in plain(bundle.origin).items() if k != "weights_file"}
     if model_state is not None:
         if fingerprint(model_state) != bundle.model_fingerprint:

@@ -197,7 +197,7 @@ def check_placed(wanted: ConceptRequest, data: BatchSource) -> None:
         DataError: The data does not tell which image is which.
     """
     if wanted.source is not None and not isinstance(wanted.source, LabelsOf):
-        _placed(data.take(CHECKED)["index"])
+        _placed(data.look(CHECKED)["index"])
 
 
 @dataclass

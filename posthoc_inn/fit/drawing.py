@@ -37,6 +37,10 @@ def with_draws(request: FitRequest, subject: Subject) -> FitRequest:
                 f"draws={request.draws} means several passes over data that is augmented at random; for more "
                 "pictures of a generator ask it for more: generator.draws(n)."
             )
+        if request.image_metrics:
+            raise ConfigError(
+                "image_metrics compare reconstructions with images, and draws are their own; leave it out."
+            )
     return dataclasses.replace(request, **found)
 
 

@@ -112,4 +112,4 @@ def _examples(fit: Fit, result: FitResult, seed: int) -> Examples:
     mean, std = rows["mean"].rows(index), rows["std"].rows(index)
     pipeline = fit.parts.pipeline()
     v, _ = pipeline.invariances(drawn(mean, std, seed), pipeline.context(rows["z"].rows(index)))
-    return Examples(fit.parts.held_out.first(EXAMPLES), v.cpu())
+    return Examples(fit.parts.held_out.look(EXAMPLES)["images"], v.cpu())

@@ -114,7 +114,7 @@ class Paces:
 def make_plan(parts: Parts, paces: Paces, draws: int) -> Plan:
     """Time a few steps of each stage on this machine, and say what will be done."""
     reader = paces.reader
-    batch = parts.data.first(TIMED)
+    batch = parts.data.look(TIMED)["images"]
     started = time.perf_counter()
     row = reader.row(batch)
     per_image = (time.perf_counter() - started) / len(batch)

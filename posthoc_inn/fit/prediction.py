@@ -26,7 +26,7 @@ def settle_prediction(parts: Parts) -> Parts:
         ConfigError: The prediction cannot be what the user says, or the model returns several tensors.
     """
     extractor = parts.extractor
-    batch = parts.data.take(LOOKED_AT)
+    batch = parts.data.look(LOOKED_AT)
     inputs = parts.adapter.to_model(batch["images"].to(parts.device))
     word = extractor.prediction_kind
     if word == "none":

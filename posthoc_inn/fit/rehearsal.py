@@ -27,7 +27,7 @@ def rehearse(parts: Parts) -> list[str]:
         DataError: z is not finite, or has another shape for decoded pictures than for images.
         ModelError: The model fails on decoded pictures.
     """
-    images = parts.data.first(LOOKED_AT).to(parts.device)
+    images = parts.data.look(LOOKED_AT)["images"].to(parts.device)
     z, output = parts.extractor.features_and_prediction(parts.adapter.to_model(images))
     z = z.float()
     if not bool(torch.isfinite(z).all()):

@@ -89,7 +89,9 @@ class BatchSource:
         self.data: Any = data
         # A generator's draws cost much each: data says how few are looked at before anything starts.
         self.few: int | None = getattr(_innermost(data), "few", None)
-        batch_size = batch_size if self.few is None else min(batch_size, self.few)
+        batch_size = (
+            batch_size if self.few is None else min(batch_size, getattr(_innermost(data), "together", self.few))
+        )
         self.limit: int | None = limit
         self.batch_size, self.seed = batch_size, seed
         self.notes: list[str] = []
@@ -219,17 +221,17 @@ class BatchSource:
         return self.take(n)["images"]
 
     def take(self, n: int) -> Batch:
-        """Return the first `n` images, or as many as there are, in one batch with labels and index.
-
-        Of data whose images cost much, `few` are given at the most.
-        """
-        n = n if self.few is None else min(n, self.few)
+        """Return the first `n` images, or as many as there are, in one batch with labels and index."""
         if self._first is None or (len(self._first["images"]) < n and not self._is_all):
             parts = self._read_first(n)
             if not parts:
                 raise DataError(self._too_few(0))
             return _head(_join(parts), n)
         return _head(self._first, n)
+
+    def look(self, n: int) -> Batch:
+        """Return what `take` does, of data whose images cost much only `few`: for what a few images tell as well."""
+        return self.take(n if self.few is None else min(n, self.few))
 
     def _read_first(self, n: int) -> list[Batch]:
         """Return the first batches, `n` images at least if there are as many, and keep what of them is not too large.

@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 
 from posthoc_inn.autoencoders import Autoencoder, draws_of
 from posthoc_inn.autoencoders.base import CHUNK
+from posthoc_inn.errors import DataError
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.files import writing
 from posthoc_inn.images import Batch, BatchSource
@@ -120,10 +121,9 @@ class RowReader:
 
     def _made(self, part: str, data: BatchSource, budget: Budget, digest: str) -> Cache | None:
         """Return rows of a generator's draws, going on after those that a killed run has left; None for other data."""
-        found = draws_of(data.data)
-        if found is None:
+        if draws_of(data.data) is None:
             return None
-        latents = found[0].latents[found[1]]
+        latents = latents_of(data)
         directory = self.out / "cache" / part if self.out is not None else None
         cache = Cache(directory, budget)
         if directory is not None:
@@ -139,7 +139,7 @@ class RowReader:
         has_pictures = self.adapter.channels * size * size * len(latents) <= PICTURES
         if not has_pictures:
             self.reporter.note("The pictures of the draws are not kept with the rows: they are too many.")
-        for batch in _after(data, start, len(latents)):
+        for batch in after(data, start, len(latents)):
             row = self.row(batch["images"]) | {LATENTS: latents[batch["index"]]}
             if not has_pictures:
                 row.pop("images")
@@ -210,7 +210,15 @@ class RowReader:
                 self.reporter.advance(done)
 
 
-def _after(data: BatchSource, start: int, stop: int) -> Iterator[Batch]:
+def latents_of(data: BatchSource) -> Tensor:
+    """Return the latents (N, D) of a source of a generator's draws, in their order."""
+    found = draws_of(data.data)
+    if found is None:
+        raise DataError("These images are no draws of a generator, whose latents are known.")
+    return found[0].latents[found[1]]
+
+
+def after(data: BatchSource, start: int, stop: int) -> Iterator[Batch]:
     """Yield the batches of map-style data from item `start` on, numbered as in the whole."""
     if start < stop:
         for batch in BatchSource(Subset(data.data, range(start, stop)), data.batch_size).batches(draw=0):

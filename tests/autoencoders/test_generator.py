@@ -8,8 +8,19 @@ from small_parts import TINY
 from torch import nn
 from torch.utils.data import DataLoader
 
-from posthoc_inn import ConfigError, DataError, GivenGenerator, Interpreter, ShapeError, judged
-from posthoc_inn.errors import BundleError
+from posthoc_inn import (
+    BundleError,
+    ConfigError,
+    DataError,
+    GivenGenerator,
+    Interpreter,
+    PosthocInnWarning,
+    ShapeError,
+    judged,
+)
+from posthoc_inn.bundle.modules import world_specs
+from posthoc_inn.rows.cache import Cache
+from posthoc_inn.rows.world import World
 
 D, KEPT = 6, 3
 BASIS = np.linalg.qr(np.random.default_rng(0).normal(size=(64, D)))[0].T
@@ -101,6 +112,8 @@ def test_what_a_generator_gives_is_checked_at_once():
         generator_of(lambda w: np.full((len(w), 1, 8, 8), -0.9))
     with pytest.raises(DataError, match="not finite"):
         generator_of(lambda w: np.full((len(w), 1, 8, 8), np.nan))
+    with pytest.raises(DataError, match=r"fails on latents \(1, 6\), float32: ZeroDivisionError.*together=1"):
+        generator_of(lambda w: 1 // 0)
     with pytest.raises(ConfigError, match=r"latent_dim must be at least 2.*together"):
         GivenGenerator(Linear(), 1, together=0)
 
@@ -161,7 +174,7 @@ def test_draws_can_be_edited_walked_recombined_and_reported(fitted, tmp_path):
 
 
 def test_photographs_have_samples_and_what_needs_an_encoder_says_so(fitted):
-    photographs = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    photographs = generator_of().draws(2, seed=77).images([0, 1])
     assert fitted.sample(photographs, n=2).shape == (2, 2, 1, 8, 8)
     assert fitted.analyze("samples", photographs) is not None
     for ask in (fitted.invariances, fitted.reconstruct, fitted.log_likelihood, lambda x: fitted.edit(x, "left", n=1)):
@@ -196,6 +209,8 @@ def test_a_number_loaders_and_parts_of_draws_are_understood():
         interpreter_of(generator).fit(generator_of().draws(30))
     with pytest.raises(ConfigError, match="several passes"):
         interpreter_of(generator).fit(30, draws=2)
+    with pytest.raises(ConfigError, match="image_metrics compare"):
+        interpreter_of(generator).fit(30, image_metrics=["ssim"])
 
 
 def test_the_plan_tells_the_seconds_of_a_draw():
@@ -206,17 +221,21 @@ def test_the_plan_tells_the_seconds_of_a_draw():
 
 
 def test_a_run_that_is_killed_while_it_makes_pictures_goes_on_after_them(tmp_path):
+    labels = {"left": generator_of().draws(500).latents[:, 0] > 0}
     decode = Linear(fails_after=300)
     with pytest.raises(KeyboardInterrupt):
-        interpreter_of(generator_of(decode)).fit(500, out=tmp_path / "run", evaluate=False)
+        interpreter_of(generator_of(decode)).fit(500, concepts=labels, out=tmp_path / "run", evaluate=False)
     later = Linear()
     resumed = interpreter_of(generator_of(later))
-    resumed.fit(500, out=tmp_path / "run", resume=True, evaluate=False)
+    resumed.fit(500, concepts=labels, out=tmp_path / "run", resume=True, evaluate=False)
     # 256 of 450 rows were complete; some pictures are looked at before.
     assert later.made < 500 - 256 + 60
-    whole = interpreter_of(generator_of()).fit(500, out=tmp_path / "whole", evaluate=False)
+    generator = generator_of()
+    whole = interpreter_of(generator).fit(500, concepts=labels, evaluate=False)
     pictures = generator_of().draws(4).images([0, 1])
     assert torch.equal(resumed.sample(pictures), whole.sample(pictures))
+    known = resumed.autoencoder_.draws(4).images([0, 1]), generator.draws(4).images([0, 1])
+    assert torch.equal(resumed.edit(known[0], "left", n=2), whole.edit(known[1], "left", n=2))
 
 
 def test_a_run_of_other_draws_is_not_gone_on_with(tmp_path):
@@ -226,6 +245,43 @@ def test_a_run_of_other_draws_is_not_gone_on_with(tmp_path):
     other = Linear(np.roll(BASIS, 1, 1))
     with pytest.raises(Exception, match="set of images"):
         interpreter_of(generator_of(other)).fit(300, out=tmp_path, resume=True, evaluate=False)
+
+
+# ---- what no draw resembles
+
+
+def test_photographs_outside_of_the_generators_world_are_warned_of(fitted, tmp_path):
+    draw = fitted.autoencoder_.draws(6, seed=3).images(range(6))
+    far = draw.clone()
+    far[4] = (torch.tensor(BASIS[0]).float().reshape(1, 8, 8) * 4 + 0.5).clamp(0, 1)
+    fitted.sample(draw, n=1)
+    with pytest.warns(PosthocInnWarning, match=r"z of 1 of 6 images .* image 4 \(.* times\).* all 60 held-out draws"):
+        fitted.sample(far, n=1)
+    fitted.save(tmp_path / "bundle")
+    loaded = Interpreter.load(tmp_path / "bundle", model=fitted.model, autoencoder=fitted.autoencoder_)
+    with pytest.warns(PosthocInnWarning, match="image 4"):
+        loaded.sample(far, n=1)
+    z = fitted.pipeline.features(draw)
+    torch.testing.assert_close(loaded.pipeline.world.distance(z), fitted.pipeline.world.distance(z))
+
+
+def test_sizes_of_a_world_in_a_bundle_are_bounded(tmp_path):
+    for sizes in ({"coordinates": 10**9, "components": 1, "draws": 1}, {"coordinates": 5}, [1], "x"):
+        with pytest.raises(BundleError, match="no sizes of a world"):
+            world_specs(sizes, tmp_path)
+
+
+def test_distances_to_the_world_are_those_of_a_gaussian():
+    basis = torch.randn(9, 9, generator=torch.Generator().manual_seed(0))
+    rows = torch.randn(3000, 9, generator=torch.Generator().manual_seed(1)) @ basis + 2
+    train, held_out = Cache(), Cache()
+    train.append(z=rows[:2500].reshape(-1, 3, 3))
+    held_out.append(z=rows[2500:].reshape(-1, 3, 3))
+    world = World.of(train, held_out)
+    off = (rows[2500:] - rows[:2500].mean(0)).double()
+    wanted = (off @ torch.linalg.inv(torch.cov(rows[:2500].T.double())) * off).sum(1).sqrt()
+    torch.testing.assert_close(world.distance(rows[2500:].reshape(-1, 3, 3)), wanted, rtol=2e-3, atol=0)
+    torch.testing.assert_close(world.distances.double(), wanted.sort().values, rtol=2e-3, atol=0)
 
 
 # ---- bundles
