@@ -98,7 +98,7 @@ def attributes(network: nn.Module) -> Cropped:
 
 
 def celeba_squares(files: Tensor) -> Tensor:
-    """Return squares (B, 3, 256, 256) of aligned CelebA files (B, 3, 109, 89) in [0, 1]; what lies beyond is drawn out."""
+    """Return squares (B, 3, 256, 256) of aligned CelebA files (B, 3, 109, 89) in [0, 1], edges drawn out."""
     theta = sampling(similarity(POINTS, CELEBA), (SIDE, SIDE), tuple(files.shape[2:]))
     grid = F.affine_grid(theta.expand(len(files), 2, 3), [len(files), 3, SIDE, SIDE], align_corners=False)
     return F.grid_sample(files, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)

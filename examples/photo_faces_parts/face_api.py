@@ -183,7 +183,10 @@ class _Reduction(nn.Module):
     def __init__(self, read: _Reader, name: str, activate: bool = True) -> None:
         super().__init__()
         self.activate = activate
-        self.first, self.second = _Separable(read, f"{name}/separable_conv0"), _Separable(read, f"{name}/separable_conv1")
+        self.first, self.second = (
+            _Separable(read, f"{name}/separable_conv0"),
+            _Separable(read, f"{name}/separable_conv1"),
+        )
         self.expansion = read.conv(f"{name}/expansion_conv", 2)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,9 +24,10 @@ FILES = tuple(f"{name}Network.{kind}" for name in ("Mapping", "Synthesis") for k
 
 
 class FaceGenerator:
-    """Draws latents w (N, 512) and decodes them to pictures (N, 3, 256, 256), in one thread.
+    """Draws latents (N, 512) and decodes them to pictures (N, 3, 256, 256), in one thread.
 
-    Draw k of a seed is always the same, whatever was drawn before it.
+    A latent is w, truncated and whitened: pictures are dear, w are free. Mean and covariance are known from 20,000
+    of them, and t has not to learn these from few pairs. Draw k of a seed is always the same.
 
     Args:
         directory: With MappingNetwork.xml, SynthesisNetwork.xml and their .bin.
@@ -45,31 +46,43 @@ class FaceGenerator:
         )
         self._mapping = self._compile(FILES[0])
         self._synthesis = None
-        self._mean: NDArray[np.float32] | None = None
+        self._measure()
 
     def styles(self, normal: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return w (N, 512), not truncated, for standard normal rows (N, 512)."""
         return np.concatenate([self._mapping([row[None]])[0] for row in normal])
 
-    @property
-    def mean(self) -> NDArray[np.float32]:
-        """Mean of w over 4,096 draws, (512,)."""
-        if self._mean is None:
-            normal = np.random.default_rng(4096).standard_normal((4096, LATENT_DIM), dtype=np.float32)
-            self._mean = self.styles(normal).mean(0)
-        return self._mean
+    def _free(self, number: int, seed: int) -> NDArray[np.float32]:
+        """Return w of so many draws: without a picture they cost next to nothing."""
+        return self.styles(np.random.default_rng(seed).standard_normal((number, LATENT_DIM), dtype=np.float32))
+
+    def _measure(self) -> None:
+        self._mean = self._free(4096, 4096).mean(0)
+        w = self._truncated(self._free(20_000, 77))
+        self._shift = w.mean(0, dtype=np.float64)
+        values, vectors = np.linalg.eigh(np.cov(w.T, bias=True, dtype=np.float64))
+        self._whiten, self._colour = vectors / np.sqrt(values), (vectors * np.sqrt(values)).T
+
+    def _truncated(self, w: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (self._mean + TRUNCATION * (w - self._mean)).astype(np.float32)
+
+    def w(self, index: int, seed: int) -> NDArray[np.float32]:
+        """Return the truncated w of a draw, (1, 512)."""
+        normal = np.random.default_rng([seed, index]).standard_normal(LATENT_DIM, dtype=np.float32)
+        return self._truncated(self.styles(normal[None]))
 
     def latents(self, indices: Iterable[int], seed: int) -> NDArray[np.float32]:
-        """Return the truncated w of these draws, (N, 512)."""
-        rows = [np.random.default_rng([seed, k]).standard_normal(LATENT_DIM, dtype=np.float32) for k in indices]
-        return (self.mean + TRUNCATION * (self.styles(np.stack(rows)) - self.mean)).astype(np.float32)
+        """Return the latents of these draws, (N, 512)."""
+        # One by one: products of many rows round otherwise than those of few.
+        return np.concatenate([((self.w(k, seed) - self._shift) @ self._whiten).astype(np.float32) for k in indices])
 
-    def decode(self, w: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return pictures, uint8 (N, 3, 256, 256), of latents (N, 512): means over squares of 4 pixels."""
         self._synthesis = self._synthesis or self._compile(FILES[2])
-        out = np.empty((len(w), 3, SIZE, SIZE), dtype=np.uint8)
-        for k, row in enumerate(np.asarray(w, dtype=np.float32)):
-            full = self._synthesis([row[None]])[0][0]
+        out = np.empty((len(latents), 3, SIZE, SIZE), dtype=np.uint8)
+        for k, row in enumerate(np.asarray(latents, dtype=np.float64)):
+            w = (self._shift + row @ self._colour).astype(np.float32)
+            full = self._synthesis([w[None]])[0][0]
             small = (full.clip(-1, 1) + 1).reshape(3, SIZE, full.shape[1] // SIZE, SIZE, -1).mean((2, 4)) / 2
             out[k] = (small * 255).round()
         return out

@@ -127,10 +127,8 @@ class Judges:
             squares = part.float() / 255
             numbers, features = self._all(squares)
             grey = squares.mean(1)
-            places = [
-                torch.stack([grey[:, top:bottom, left:right].mean((1, 2)) for left, top, right, bottom in boxes]).mean(0)
-                for boxes in PLACES.values()
-            ]
+            mean = lambda place: grey[:, place[1] : place[3], place[0] : place[2]].mean((1, 2))  # noqa: B023, E731
+            places = [torch.stack([mean(place) for place in boxes]).mean(0) for boxes in PLACES.values()]
             read = [features @ weight + shift for shift, weight in self._learned.values()]
             out.append(torch.cat([numbers, torch.stack([*places, *read], 1)], 1))
         return torch.cat(out)

@@ -17,7 +17,10 @@ from photo_faces_parts.generator import FILES
 GENERATOR = "random-face==2021.7.21.1"
 GENERATOR_SHA256 = "e5d10e2be7df63f06123855ec591ca35dcb1d059eba47ddcb175d7d26b4019b5"
 JUDGES = "https://registry.npmjs.org/@vladmandic/face-api/-/face-api-1.7.15.tgz"
-JUDGES_SHA512 = "5833262b709f34ba3c8f2956a8ca1081fe2722cb773347f3c7576769cf7ac2ffddbcc4cde03c42fcfab50c6b5db83935964b426a64373080d7167beb7474d70f"
+JUDGES_SHA512 = (
+    "5833262b709f34ba3c8f2956a8ca1081fe2722cb773347f3c7576769cf7ac2ff"
+    "ddbcc4cde03c42fcfab50c6b5db83935964b426a64373080d7167beb7474d70f"
+)
 NETWORKS = ("face_recognition", "age_gender", "face_expression", "face_landmark_68")
 NOTICE = """\
 The face generator is MobileStyleGAN as it comes with the package random-face (Sergei Belousov, Apache-2.0).
@@ -31,7 +34,7 @@ def checked(data: bytes, algorithm: str, expected: str, what: str) -> bytes:
     """Return the data, if its digest is the expected one."""
     found = hashlib.new(algorithm, data).hexdigest()
     if found != expected:
-        raise SystemExit(f"{what} has {algorithm} {found[:12]}..., expected {expected[:12]}...: it was changed; not used.")
+        raise SystemExit(f"{what} has {algorithm} {found[:12]}, expected {expected[:12]}: it was changed.")
     return data
 
 
