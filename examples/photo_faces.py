@@ -188,7 +188,9 @@ def settings(arguments: argparse.Namespace) -> FitConfig:
     if arguments.smoke:
         flow = flow.replace(blocks=1, width=16)
     # Which of the two is used is decided here, by the same rows.
-    return few.replace(latent_dim=arguments.latent_dim, flow=flow, linear_fallback=False)
+    # Slowly, and looked at often: what is to be learned from so few pairs beyond the linear is learned soon.
+    training = few.flow_training.replace(lr=2e-4, eval_every=25)
+    return few.replace(latent_dim=arguments.latent_dim, flow=flow, flow_training=training, linear_fallback=False)
 
 
 def fit(
@@ -317,7 +319,10 @@ def run(arguments: argparse.Namespace, parts: Parts) -> dict[str, Any]:
         found["judges"] = parts.judges.quality
     chosen = {f"MobileFaceNet, {k}": (parts.explained, layer) for k, layer in LAYERS.items()}
     chosen["face-api, embedding"] = (parts.other, OTHER)
-    for name, network in chosen.items():
+    if unknown := set(arguments.layers or ()) - set(chosen):
+        raise SystemExit(f"--layers: there are {list(chosen)}, got {sorted(unknown)}.")
+    for name in arguments.layers or chosen:
+        network = chosen[name]
         figures = measure_layer(arguments, parts, generator, draws, network)
         save_grid(figures, arguments.out / f"{name.replace(', ', '-').replace(' ', '')}.jpg", arguments.shown)
         del figures["rounds"], figures["inputs"]
@@ -339,10 +344,11 @@ def main(given: list[str] | None = None, parts: Parts | None = None) -> dict[str
     parser.add_argument("--data-dir", help="directory with images.zip and attributes.csv of CelebA")
     parser.add_argument("--out", type=Path, default=Path("runs/photo-faces"))
     parser.add_argument("--draws", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=1000, help="steps of t at each layer")
+    parser.add_argument("--steps", type=int, default=300, help="steps of t at each layer")
     parser.add_argument("--rounds", type=int, default=3, help="rounds in which samples are asked for again")
     parser.add_argument("--pairs", type=int, default=250, help="people of whom two photographs are compared")
     parser.add_argument("--shown", type=int, nargs="+", default=list(range(SHOWN[0])), help="rows of the picture")
+    parser.add_argument("--layers", nargs="+", help="only these, as the table calls them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--smoke", action="store_true", help="few draws, few steps: to see that it runs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -296,3 +297,22 @@ def test_the_example_says_what_is_missing(tmp_path, capsys):
     pytest.importorskip("openvino")
     with pytest.raises(SystemExit, match="setup"):
         FaceGenerator(tmp_path)
+
+
+PARTS = os.environ.get("POSTHOC_INN_PHOTO_PARTS", "")
+REAL = os.environ.get("POSTHOC_INN_DATA_DIR", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (PARTS and REAL), reason="POSTHOC_INN_PHOTO_PARTS names no directory that `setup` wrote")
+def test_the_example_runs_for_real(tmp_path):
+    pytest.importorskip("openvino")
+    import photo_faces
+
+    faces = next(p.parent for p in Path(REAL).glob("*/attributes.csv"))
+    weights = next(Path(REAL).glob("weights/mobilefacenet*/*.ckpt"))
+    given = ["run", "--parts", PARTS, "--weights", str(weights), "--data-dir", str(faces), "--out", str(tmp_path)]
+    found = photo_faces.main([*given, "--smoke", "--layers", "MobileFaceNet, embedding"])
+    first = found["layers"]["MobileFaceNet, embedding"]
+    assert first["by round"][1]["cosine"] > first["by round"][0]["cosine"] > 0.2
+    assert found["photographs"]["other"]["one person accepted"] > 0.5
