@@ -38,8 +38,14 @@ def some_rows(rows: Cache) -> Iterator[Row]:
         yield z, mean, std
 
 
-def fit_linear(flow: ConditionalFlow, rows: Cache, *, seed: int) -> Tensor | None:
+def fit_linear(flow: ConditionalFlow, rows: Cache, held_out: Cache | None = None, *, seed: int) -> Tensor | None:
     """Fit the linear model of `flow` to cached rows, in closed form.
+
+    Args:
+        flow: Of a kind that has such a model.
+        rows: Training rows.
+        held_out: Rows that choose ridge and shrinkage: copies of one image may lie in every fold of the others.
+        seed: Of draws.
 
     Returns:
         What regressions without a row expect for it, (N, D), which blocks after the model are trained on; None where
@@ -47,20 +53,21 @@ def fit_linear(flow: ConditionalFlow, rows: Cache, *, seed: int) -> Tensor | Non
     """
     pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     pick = pick[: basis_sizes(_features(flow))[1]]
-    found = flow.fit_linear(lambda: some_rows(rows), rows["z"].rows(pick), seed=seed)
+    apart = tuple if held_out is None else lambda: some_rows(held_out)
+    found = flow.fit_linear(lambda: some_rows(rows), rows["z"].rows(pick), apart=apart, seed=seed)
     if not flow.is_trained or len(rows) > LINEAR_ROWS:
         return None
     places = torch.arange(len(rows)).split(CHUNK)
     return torch.cat([flow.left_out(rows["z"].rows(index), found, index) for index in places])
 
 
-def fitted_linear(flow: ConditionalFlow, rows: Cache, *, seed: int) -> ConditionalFlow:
+def fitted_linear(flow: ConditionalFlow, rows: Cache, held_out: Cache | None = None, *, seed: int) -> ConditionalFlow:
     """Return the linear t for what `flow` is for: its own, or one that is fitted to cached rows."""
     if not flow.is_trained:
         return flow
     linear = flow.linear_part()
     if not linear.is_initialized:
-        fit_linear(linear, rows, seed=seed)
+        fit_linear(linear, rows, held_out, seed=seed)
     return linear
 
 

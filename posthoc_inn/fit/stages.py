@@ -340,7 +340,7 @@ class Fit:
         flow.conditioner.fit_standardization(
             (z.to(parts.device) for (z,) in itertools.islice(rows.batches(CHUNK, "z"), 400)), force=True
         )
-        expected = None if flow.linear is None else fit_linear(flow, rows, seed=config.seed)
+        expected = None if flow.linear is None else fit_linear(flow, rows, held_out, seed=config.seed)
         if not flow.is_trained:
             return closed_form_history(flow.eval(), rows, held_out, time.perf_counter() - started)
         pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))[:INITIALIZATION_ROWS]
@@ -372,7 +372,7 @@ class Fit:
     def _beside_linear(self, rows: Cache, held_out: Cache) -> ConditionalFlow:
         """Return the linear t for the same rows, and use it where the trained one is worse."""
         parts, flow = self.parts, self.parts.flow
-        linear = fitted_linear(flow, rows, seed=parts.config.flow_training.seed)
+        linear = fitted_linear(flow, rows, held_out, seed=parts.config.flow_training.seed)
         if linear is flow:
             return linear
         found = compare(flow, linear, held_out)

@@ -288,7 +288,14 @@ class ConditionalFlow(nn.Module):
                     block.actnorm.initialize_as_identity()
 
     @torch.no_grad()
-    def fit_linear(self, rows: Callable[[], Iterable[Row]], some: Tensor, *, seed: int = 0) -> LinearFit:
+    def fit_linear(
+        self,
+        rows: Callable[[], Iterable[Row]],
+        some: Tensor,
+        *,
+        apart: Callable[[], Iterable[Row]] = tuple,
+        seed: int = 0,
+    ) -> LinearFit:
         """Fit the linear Gaussian model in closed form, after the standardisation of z, and before `initialize`.
 
         Args:
@@ -296,6 +303,7 @@ class ConditionalFlow(nn.Module):
                 their number.
             some: z of some rows, (B, *z_shape), which principal components are found from; `linear_fit.basis_sizes`
                 says how many do.
+            apart: Returns batches of rows that are none of these, nor copies of them, to choose ridge and shrinkage.
             seed: Of the latents drawn where t works on e's factors; without e nothing is drawn.
 
         Raises:
@@ -313,8 +321,8 @@ class ConditionalFlow(nn.Module):
             z = z.to(self.conditioner.z_mean)
             return linear.features(self.conditioner.standardize(z)).cpu()
 
-        def batches() -> Iterator[Row]:
-            for z, mean, std in rows():
+        def batches(given: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+            for z, mean, std in given():
                 if self.base is None:
                     yield features(z), mean.cpu(), std.cpu()
                     continue
@@ -325,7 +333,7 @@ class ConditionalFlow(nn.Module):
 
         with evaluating(self):
             few = torch.cat([features(part) for part in some.split(CONTEXT_CHUNK)])
-            found = fit_rows(batches(), few)
+            found = fit_rows(batches(rows), few, batches(apart))
         linear.set(found.mean, found.weight, found.scale)
         return found
 

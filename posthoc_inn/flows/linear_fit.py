@@ -173,7 +173,7 @@ class LinearFit:
         scale: Cholesky factor of the residual covariance, (D, D).
         ridge: Strength of the ridge, as a multiple of the rows.
         shrinkage: Share of its diagonal in the residual covariance.
-        nats: Negative log-likelihood of rows that each fold left out.
+        nats: Negative log-likelihood of rows that each fold left out, or of rows apart.
         left_out: For each fold, mean and weight of the regression on all others; row i is in fold i % FOLDS.
     """
 
@@ -210,11 +210,44 @@ def components(features: Tensor, most: int) -> Tensor | None:
     return basis
 
 
-def fit_moments(folds: list[Moments]) -> LinearFit:
+@dataclass(frozen=True)
+class _Judge:
+    """Scores choices on rows apart: nats of their residuals under a covariance that is scaled to suit them best.
+
+    Augmented or painted copies of one image lie in all folds, so that the folds take far too little for what is left;
+    rows apart have no copies among them.
+
+    Attributes:
+        regression: On all rows, with residuals of those apart.
+        count: How many those are.
+    """
+
+    regression: Regression
+    count: float
+
+    def scale(self, covariance: Tensor, ridge: float) -> float:
+        """Return the factor that makes the rows apart likeliest under a multiple of `covariance`."""
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if bool(failed):
+            return 1.0
+        spread = torch.cholesky_solve(self.regression.residuals(ridge), factor).diagonal().sum() / self.count
+        return max(float(spread) / len(covariance), 1e-6)
+
+    def nats(self, covariance: Tensor, ridge: float) -> float:
+        """Return the nats under the best multiple."""
+        scaled = covariance * self.scale(covariance, ridge)
+        return nats(scaled, self.regression.residuals(ridge), self.count)
+
+
+def fit_moments(folds: list[Moments], judge: Moments | None = None) -> LinearFit:
     """Fit to the moments of some folds of the rows; strength of ridge and shrinkage are what the folds say.
 
     The residual covariance is that of rows which the regression has not seen: with few rows and many features, that of
     the rows it was fitted to would be far too small.
+
+    Args:
+        folds: Moments of the parts.
+        judge: Of rows apart, which choose instead of the folds, and say how large the residual covariance is in all.
 
     Raises:
         DataError: There are fewer than two folds with rows.
@@ -231,25 +264,42 @@ def fit_moments(folds: list[Moments]) -> LinearFit:
     def residuals(ridge: float) -> list[Tensor]:
         return [regression.residuals(ridge) for regression in regressions]
 
-    ridge = _least(RIDGES, lambda value: _held_out_nats(residuals(value), counts, 0.1))
+    def covariance_of(parts: list[Tensor], share: float) -> Tensor:
+        return shrunk(sum(parts, torch.zeros_like(rows.yy)) / rows.count, share)
+
+    apart = None if judge is None or not judge.count else _Judge(Regression(rows, judge), judge.count)
+
+    def score(parts: list[Tensor], ridge: float, share: float) -> float:
+        if apart is not None:
+            return apart.nats(covariance_of(parts, share), ridge)
+        return _held_out_nats(parts, counts, share)
+
+    ridge = _least(RIDGES, lambda value: score(residuals(value), value, 0.1))
     parts = residuals(ridge)
-    share = _least(SHRINKAGES, lambda value: _held_out_nats(parts, counts, value))
-    covariance = shrunk(sum(parts, torch.zeros_like(rows.yy)) / rows.count, share)
+    share = _least(SHRINKAGES, lambda value: score(parts, ridge, value))
+    covariance = covariance_of(parts, share)
+    if apart is not None:
+        covariance = covariance * apart.scale(covariance, ridge)
     factor, failed = torch.linalg.cholesky_ex(covariance)
     if bool(failed):  # rounding, where latents are all but functions of each other
         share = max(share, 0.01)
         factor = torch.linalg.cholesky(shrunk(covariance, share))
     mean, weight = Regression(rows).line(ridge)
     left_out = tuple(regression.line(ridge) for regression in regressions)
-    return LinearFit(mean, weight, factor, ridge, share, _held_out_nats(parts, counts, share), left_out)
+    return LinearFit(mean, weight, factor, ridge, share, score(parts, ridge, share), left_out)
 
 
-def fit_rows(batches: Iterable[tuple[Tensor, Tensor, Tensor]], some: Tensor) -> LinearFit:
+Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
+"""Features (B, P), mean (B, D) and deviation (B, D) of the latents."""
+
+
+def fit_rows(batches: Batches, some: Tensor, apart: Batches = ()) -> LinearFit:
     """Fit to rows in one pass: memory does not grow with their number.
 
     Args:
         batches: Features (B, P), mean (B, D) and deviation (B, D) of the latents.
         some: Features of some rows, (B, P), to find the principal components from where there are many.
+        apart: Rows that choose what is not estimated, instead of folds of the others.
 
     Raises:
         DataError: There are fewer than 2 rows, or values that are not finite.
@@ -257,20 +307,30 @@ def fit_rows(batches: Iterable[tuple[Tensor, Tensor, Tensor]], some: Tensor) -> 
     basis = components(some, basis_sizes(some.shape[1])[0])
     folds: list[Moments] = []
     seen = 0
-    for x, mean, std in batches:
-        if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
-            raise DataError("Latents hold NaN or infinity; look at the autoencoder.")
-        x = x.double() if basis is None else (x.float() @ basis.T).double()
+    for x, mean, std in _checked(batches, basis):
         if not folds:
             folds = [Moments.zeros(x.shape[1], mean.shape[1]) for _ in range(FOLDS)]
         place = (torch.arange(len(x)) + seen) % FOLDS
         for k, fold in enumerate(folds):
             here = place == k
-            fold.add(x[here], mean[here].double(), std[here].double())
+            fold.add(x[here], mean[here], std[here])
         seen += len(x)
-    found = fit_moments(folds)
+    judge = None
+    for x, mean, std in _checked(apart, basis):
+        judge = judge or Moments.zeros(x.shape[1], mean.shape[1])
+        judge.add(x, mean, std)
+    found = fit_moments(folds, judge)
     if basis is None:
         return found
     wide = basis.double()
     left_out = tuple((mean, weight @ wide) for mean, weight in found.left_out)
     return replace(found, weight=found.weight @ wide, left_out=left_out)
+
+
+def _checked(batches: Batches, basis: Tensor | None) -> Batches:
+    """Yield the rows in float64, their features in the basis."""
+    for x, mean, std in batches:
+        if not bool(torch.isfinite(mean).all() and torch.isfinite(std).all()):
+            raise DataError("Latents hold NaN or infinity; look at the autoencoder.")
+        x = x.double() if basis is None else (x.float() @ basis.T).double()
+        yield x, mean.double(), std.double()

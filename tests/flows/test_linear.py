@@ -215,3 +215,29 @@ def test_blocks_are_trained_on_what_is_left_of_rows_that_the_regression_has_not_
     own, theirs = t.context(z)[:, -DIM:], t.context(new_z)[:, -DIM:]
     seen, unseen, fresh = ((y - m).square().mean() for y, m in ((z_bar, own), (z_bar, left_out), (new, theirs)))
     assert seen < 0.8 * fresh < unseen
+
+
+def test_copies_of_an_image_do_not_make_it_too_sure_of_itself():
+    """60 images, 40 painted copies of each: folds of the rows hold copies of all of them."""
+    g = torch.Generator().manual_seed(0)
+    images, copies, features, dim = 60, 40, 80, 6
+
+    def rows(count):
+        z, y = torch.randn(count, features, generator=g), torch.randn(count, dim, generator=g)
+        y = y + z[:, :dim]
+        x = (z[:, None] + 0.05 * torch.randn(count, copies, features, generator=g)).flatten(0, 1)
+        y = (y[:, None] + 0.3 * torch.randn(count, copies, dim, generator=g)).flatten(0, 1)
+        return x, y, torch.zeros_like(y)
+
+    train, apart, new = rows(images), rows(100), rows(300)
+
+    def held_out(found):
+        residual = new[1].double() - found.mean - new[0].double() @ found.weight.T
+        normal = torch.distributions.MultivariateNormal(torch.zeros(dim).double(), scale_tril=found.scale)
+        return -float(normal.log_prob(residual).mean())
+
+    truth = 0.5 * dim * (1 + math.log(2 * math.pi * 1.09))
+    alone = 0.5 * dim * (1 + math.log(2 * math.pi * 2.09))  # without a look at z
+    misled, judged = held_out(fit_rows([train], train[0])), held_out(fit_rows([train], train[0], [apart]))
+    assert misled > alone + 1
+    assert truth < judged < alone + 0.5
