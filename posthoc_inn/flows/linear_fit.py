@@ -274,9 +274,17 @@ def fit_moments(folds: list[Moments], judge: Moments | None = None) -> LinearFit
             return apart.nats(covariance_of(parts, share), ridge)
         return _held_out_nats(parts, counts, share)
 
-    ridge = _least(RIDGES, lambda value: score(residuals(value), value, 0.1))
+    def best_share(parts: list[Tensor], ridge: float) -> float:
+        return _least(SHRINKAGES, lambda value: score(parts, ridge, value))
+
+    def least_nats(ridge: float) -> float:
+        # With a share of its own: latents that all but determine each other bear no shrinkage, whatever the ridge.
+        parts = residuals(ridge)
+        return score(parts, ridge, best_share(parts, ridge))
+
+    ridge = _least(RIDGES, least_nats)
     parts = residuals(ridge)
-    share = _least(SHRINKAGES, lambda value: score(parts, ridge, value))
+    share = best_share(parts, ridge)
     covariance = covariance_of(parts, share)
     if apart is not None:
         covariance = covariance * apart.scale(covariance, ridge)

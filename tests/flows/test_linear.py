@@ -241,3 +241,24 @@ def test_copies_of_an_image_do_not_make_it_too_sure_of_itself():
     misled, judged = held_out(fit_rows([train], train[0])), held_out(fit_rows([train], train[0], [apart]))
     assert misled > alone + 1
     assert truth < judged < alone + 0.5
+
+
+def test_ridge_and_shrinkage_are_chosen_together():
+    """Latents that all but determine each other bear no shrinkage; under a shrinkage the wrong ridge looks best."""
+    g = torch.Generator().manual_seed(0)
+    copies, features, dim = 40, 80, 8
+    mix = torch.randn(3, dim, generator=g)
+
+    def rows(count):
+        z, y = torch.randn(count, features, generator=g), torch.randn(count, 3, generator=g)
+        y = (y + z[:, :3]) @ mix
+        x = (z[:, None] + 0.05 * torch.randn(count, copies, features, generator=g)).flatten(0, 1)
+        y = (y[:, None] + 0.02 * torch.randn(count, copies, dim, generator=g)).flatten(0, 1)
+        return x, y, torch.zeros_like(y)
+
+    train, apart, new = rows(60), rows(100), rows(300)
+    found = fit_rows([train], train[0], [apart])
+    residual = new[1].double() - found.mean - new[0].double() @ found.weight.T
+    normal = torch.distributions.MultivariateNormal(torch.zeros(dim).double(), scale_tril=found.scale)
+    alone = torch.distributions.MultivariateNormal(train[1].double().mean(0), torch.cov(train[1].double().T))
+    assert -normal.log_prob(residual).mean() < -alone.log_prob(new[1].double()).mean() + 0.4
