@@ -14,10 +14,9 @@ from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.errors import ConfigError, DataError, ShapeError
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.flows import ConditionalFlow, computing_in
-from posthoc_inn.images import BatchSource, InputAdapter, some_of
+from posthoc_inn.images import BatchSource, InputAdapter, some_of, some_places
 from posthoc_inn.objectives import flow_nll
 from posthoc_inn.rows.world import World
-from posthoc_inn.seeds import derived
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, size: int = CHUNK) -> Tensor:
@@ -88,8 +87,7 @@ class Pipeline:
         """
         if z is not None or data is None:
             given = self.z_of(data, z)
-            order = torch.randperm(len(given), generator=torch.Generator().manual_seed(derived(seed, "some")))
-            return given[order[:limit].sort().values]
+            return given[some_places(len(given), limit, seed=seed)]
         source = BatchSource(some_of(data, limit, seed=seed), batch_size=128, limit=limit)
         return torch.cat([self.features(batch["images"]) for batch in source.batches()])
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from posthoc_inn.errors import ConfigError, DataError, ShapeError
-from posthoc_inn.files import writing
+from posthoc_inn.files import partial_of, writing
 from posthoc_inn.images import find_image_files, load_image, match_channels, pil_to_tensor
 from posthoc_inn.images.image_files import MAX_PIXELS, PathLike
 from posthoc_inn.images.spec import check_canonical
@@ -126,7 +126,7 @@ def save_animation(pictures: Iterable[Tensor], path: PathLike, fps: float = 12.0
         raise DataError("There is no picture to write.")
     # A GIF's hundredths of a second are rounded here, since Pillow cuts them off.
     duration = 10 * max(2, round(100 / fps)) if kind == "GIF" else 1000 / fps
-    partial = file.with_name(file.name + ".partial")
+    partial = partial_of(file)
     options = {"lossless": True} if kind == "WEBP" else {}
     try:
         with writing(file):

@@ -103,7 +103,7 @@ class InvarianceMaps(Result):
         from matplotlib.colors import Normalize
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-        from posthoc_inn.drawing import BLUE, INK, MAP, SOFT, Column, as_label, grid, new_figure, plain, wrapped
+        from posthoc_inn.drawing import BLUE, INK, MAP, SOFT, Column, as_label, grid, level, new_figure, plain, wrapped
 
         n = min(rows, len(self.inputs))
         shown = torch.cat([layer.variance_map[:n].flatten() for layer in self.layers])
@@ -126,18 +126,7 @@ class InvarianceMaps(Result):
         errors = [0.0 if math.isnan(layer.standard_error) else layer.standard_error for layer in self.layers]
         right.errorbar(depth, values, yerr=errors, color=BLUE, marker="o", markersize=4, linewidth=1.4, capsize=3)
         if not math.isnan(self.between_images):
-            right.axhline(self.between_images, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
-            right.annotate(
-                "between images",
-                (1, self.between_images),
-                xycoords=("axes fraction", "data"),
-                xytext=(-2, 2),
-                textcoords="offset points",
-                ha="right",
-                va="bottom",
-                size=7.5,
-                color=SOFT,
-            )
+            level(right, self.between_images, "between images")
         if len(values) > 1 and all(value > 0 for value in values):
             right.set_yscale("log")
             heights = [*values, *([self.between_images] if self.between_images > 0 else [])]

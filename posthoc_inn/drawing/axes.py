@@ -52,6 +52,22 @@ def plain(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
+def level(ax: Axes, height: float, name: str) -> None:
+    """Draw a dashed line at a height to compare with, and its name above its right end."""
+    ax.axhline(height, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+    ax.annotate(
+        name,
+        (1, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 2),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        size=7.5,
+        color=SOFT,
+    )
+
+
 def picture(image: Tensor) -> np.ndarray[Any, Any]:
     """Return (H, W, 3) in [0, 1] for a canonical image (C, H, W)."""
     array: np.ndarray[Any, Any] = image.detach().float().clamp(0, 1).cpu().permute(1, 2, 0).numpy()

@@ -41,6 +41,7 @@ from posthoc_inn.training.moments import pair_moments
 from posthoc_inn.training.precision import fabric_for
 
 INITIALIZATION_ROWS = 4096
+"""Rows that t and e are initialised with."""
 SIZING_PAIRS = 4096
 """Pairs that each concept's score is measured on."""
 MAX_Z = 8192

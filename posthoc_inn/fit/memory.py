@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from posthoc_inn.analysis.faithfulness import PICTURES
 from posthoc_inn.analysis.measure import IMAGES
 from posthoc_inn.autoencoders.base import CHUNK
+from posthoc_inn.fit.concepts import INITIALIZATION_ROWS
 from posthoc_inn.fit.linear import linear_bytes
 from posthoc_inn.fit.parts import Parts
 from posthoc_inn.flows.conditional import CONTEXT_CHUNK
 
-INITIALIZATION_ROWS = 4096
-"""Rows that t and e are initialised with."""
 _DOUBLE = 2
 """Floats that a number in double precision takes the place of."""
 

@@ -18,7 +18,15 @@ from posthoc_inn.autoencoders import TrainableAutoencoder
 from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.errors import NotFittedError
 from posthoc_inn.files import plain, replace_file, writing
-from posthoc_inn.fit.concepts import BoundConcepts, ConceptFit, bind, check_request, fit_concepts, rows_of
+from posthoc_inn.fit.concepts import (
+    INITIALIZATION_ROWS,
+    BoundConcepts,
+    ConceptFit,
+    bind,
+    check_request,
+    fit_concepts,
+    rows_of,
+)
 from posthoc_inn.fit.events import stage_finished
 from posthoc_inn.fit.linear import closed_form_history, compare, fit_linear, fitted_linear
 from posthoc_inn.fit.lock import locked
@@ -31,16 +39,22 @@ from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
 from posthoc_inn.objectives import drawn
 from posthoc_inn.progress import Reporter
 from posthoc_inn.rows.cache import DEFAULT_BUDGET, Cache
-from posthoc_inn.rows.identity import MODEL, PREDICTION, Identity, check_same, identity, identity_of_rows, key_of
+from posthoc_inn.rows.identity import (
+    MODEL,
+    PREDICTION,
+    Identity,
+    check_same,
+    identity,
+    identity_of_model,
+    identity_of_rows,
+    key_of,
+)
 from posthoc_inn.rows.reader import RowReader
 from posthoc_inn.training import History, train
 from posthoc_inn.training.precision import fabric_for
 from posthoc_inn.training.tasks import AutoencoderTask, FlowTask
 from posthoc_inn.training.threads import using_threads
 from posthoc_inn.weights import fingerprint
-
-INITIALIZATION_ROWS = 4096
-"""Rows that set the actnorm layers."""
 
 STAGES = "stages.json"
 """Threads and seconds of each stage, beside the checkpoints."""
@@ -152,7 +166,9 @@ class Fit:
             return self._run()
 
     def _run(self) -> FitResult:
-        self._identity = self._identify()
+        if self._identity:
+            # The model may have been trained since this was prepared; the images are the same.
+            self._identity |= identity_of_model(self.parts.extractor)
         if self.request.resume:
             self._check_recorded(self._recorded())
         parts, config = self.parts, self.parts.config

@@ -21,7 +21,7 @@ from posthoc_inn.images.spec import (
     resize,
     undo_spec_normalization,
 )
-from posthoc_inn.images.splitting import has_length, positions, some_of, split
+from posthoc_inn.images.splitting import has_length, positions, some_of, some_places, split
 
 __all__ = [
     "STREAM",
@@ -42,6 +42,7 @@ __all__ = [
     "recognize_normalization",
     "resize",
     "some_of",
+    "some_places",
     "split",
     "stack_image_files",
     "undo_spec_normalization",

@@ -96,9 +96,14 @@ def some_of(data: Any, count: int, *, seed: int = 0) -> Any:
     indexable = data.dataset if is_loader else _indexable(data)
     if length is None or length <= count or indexable is None:
         return data
-    order = torch.randperm(length, generator=torch.Generator().manual_seed(derived(seed, "some")))
-    chosen = Subset(indexable, order[:count].sort().values.tolist())
+    chosen = Subset(indexable, some_places(length, count, seed=seed).tolist())
     return _like(data, chosen, batch_size=data.batch_size or 64) if is_loader else chosen
+
+
+def some_places(length: int, count: int, *, seed: int = 0) -> Tensor:
+    """Return up to `count` of the numbers below `length`, chosen at random, in order."""
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(derived(seed, "some")))
+    return order[:count].sort().values
 
 
 def has_length(data: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from posthoc_inn.drawing import BLUE, GRID, INK, ORANGE, SOFT, axes, plain, to_data_uri, to_png
+from posthoc_inn.drawing import BLUE, GRID, INK, ORANGE, SOFT, axes, level, plain, to_data_uri, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,18 +45,7 @@ def training_curve(
     if best is not None:
         ax.plot([best["step"]], [best["held_out"]], "o", color=ORANGE, markersize=5, label="kept")
     for name, height in (levels or {}).items():
-        ax.axhline(height, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
-        ax.annotate(
-            name,
-            (1, height),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, 2),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            size=7.5,
-            color=SOFT,
-        )
+        level(ax, height, name)
     finite = [row[key] for row in rows for key in ("train", "held_out") if math.isfinite(row[key])]
     if len(rows) >= 5 and finite:
         # The first looks are far off and would flatten the rest.

@@ -37,9 +37,17 @@ def identity_of_rows(
             "the set of held-out images": data_digest(held_out),
             "the set of the concepts' own images": None if extra is None else data_digest(BatchSource(extra)),
             "the layer": {name: value for name, value in extractor.to_dict().items() if "prediction" not in name},
-            PREDICTION: [extractor.prediction, extractor.kind, extractor.threshold],
             "the way from images to the model's inputs": dataclasses.asdict(adapter),
             "the number of draws": draws,
+        }
+    ) | identity_of_model(extractor)
+
+
+def identity_of_model(extractor: LayerExtractor) -> Identity:
+    """Return what of an identity changes while a model is trained."""
+    return identity(
+        {
+            PREDICTION: [extractor.prediction, extractor.kind, extractor.threshold],
             MODEL: fingerprint(extractor.model),
         }
     )

@@ -145,16 +145,11 @@ class RowReader:
                 row.pop("images")
             if self.for_concepts:
                 row |= _facts(batch)
-            with writing(cache.directory, CACHE_ADVICE):
-                cache.append(**row)
-                if directory is not None and len(cache) // TOGETHER > (len(cache) - len(batch["images"])) // TOGETHER:
+            self._add(cache, row)
+            if directory is not None and len(cache) // TOGETHER > (len(cache) - len(batch["images"])) // TOGETHER:
+                with writing(cache.directory, CACHE_ADVICE):
                     cache.commit(digest)
-            self._done += len(batch["images"])
-            self.reporter.advance(self._done)
-        if directory is not None:
-            with writing(cache.directory, CACHE_ADVICE):
-                cache.save(digest)
-        return cache
+        return self._complete(cache, directory, digest)
 
     def _fill(
         self, part: str, batches: Iterable[Batch], budget: Budget, digest: str, *, are_pictures: bool = False
@@ -169,10 +164,18 @@ class RowReader:
             row = self.row(batch["images"], are_pictures=are_pictures)
             if self.for_concepts and not are_pictures:
                 row |= _facts(batch)
-            with writing(cache.directory, CACHE_ADVICE):
-                cache.append(**row)
-            self._done += len(batch["images"])
-            self.reporter.advance(self._done)
+            self._add(cache, row)
+        return self._complete(cache, directory, digest)
+
+    def _add(self, cache: Cache, row: dict[str, Tensor]) -> None:
+        """Append the rows of a batch, and show how many there are."""
+        with writing(cache.directory, CACHE_ADVICE):
+            cache.append(**row)
+        self._done += len(row["z"])
+        self.reporter.advance(self._done)
+
+    def _complete(self, cache: Cache, directory: Path | None, digest: str) -> Cache:
+        """Leave a full cache for a resumed run, where it has a place."""
         if directory is not None:
             with writing(cache.directory, CACHE_ADVICE):
                 cache.save(digest)
