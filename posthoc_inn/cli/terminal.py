@@ -15,7 +15,7 @@ from posthoc_inn.names import visible
 from posthoc_inn.progress import Reporter, RichReporter
 
 if TYPE_CHECKING:
-    from posthoc_inn.report.findings import Finding
+    from posthoc_inn.report.findings.judging import Finding
 
 MARKS = {"good": ("✓", "green"), "fair": ("~", "yellow"), "poor": ("✗", "red"), "info": ("·", "dim")}
 """Status -> (sign, colour): the sign alone tells it where there is no colour."""

@@ -14,7 +14,8 @@ from posthoc_inn.analysis import Samples
 from posthoc_inn.analysis.samples import CONCLUSION, LIMITS
 from posthoc_inn.files import replace_file, writing
 from posthoc_inn.report import figures
-from posthoc_inn.report.findings import ONE_FOR_ALL, Finding, findings, percent, says_one_thing
+from posthoc_inn.report.findings import findings
+from posthoc_inn.report.findings.judging import ONE_FOR_ALL, Finding, percent, says_one_thing
 from posthoc_inn.report.pages import Picture, fill, picture_of
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from posthoc_inn.cli.echo import echo, echo_json
 from posthoc_inn.cli.terminal import LineReporter, print_findings, print_lines
 from posthoc_inn.names import visible
 from posthoc_inn.progress import RichReporter
-from posthoc_inn.report.findings import Finding
+from posthoc_inn.report.findings.judging import Finding
 
 hostile = pytest.mark.parametrize("name", HOSTILE_NAMES.values(), ids=HOSTILE_NAMES.keys())
 

@@ -1,0 +1,32 @@
+"""What the layer holds of each concept, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from posthoc_inn.report.findings.judging import Finding, percent
+
+
+def concepts(metrics: Mapping[str, Any]) -> list[Finding]:
+    """Return what the layer holds of each concept."""
+    relevance = ((metrics.get("concepts") or {}).get("relevance") or {}).get("concepts") or []
+    null = next((c for c in relevance if c["name"] == "(random)"), None)
+    found = []
+    for concept in relevance:
+        if concept["name"] in ("residual", "(random)") or concept["first_order"]["value"] is None:
+            continue
+        first, total = concept["first_order"], concept["total_effect"]
+        beside = "" if null is None else f" A random concept has {percent(max(0.0, null['first_order']['value']))}."
+        found.append(
+            Finding(
+                "Concepts",
+                f"{concept['name']}, explained by the layer",
+                percent(max(0.0, first["value"]), first["standard_error"]),
+                "Share of the concept's variance that the layer fixes for every v (first order). The papers' total "
+                "effect (MSC eq. 20), which depends on how t uses v, is "
+                f"{percent(max(0.0, total['value']))}.{beside}",
+                "info",
+            )
+        )
+    return found

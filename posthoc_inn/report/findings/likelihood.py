@@ -1,0 +1,91 @@
+"""The likelihood of t and its training, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from posthoc_inn.report.findings.judging import Finding, Status, judge
+
+GAP = (1.0, 5.0)
+"""Nats between training and held-out images."""
+ROUND_TRIP = (1e-3, 1e-2)
+
+
+def likelihood(metrics: Mapping[str, Any]) -> list[Finding]:
+    """Return how likely t makes held-out latents, and how its training went."""
+    figures = metrics.get("likelihood") or {}
+    if figures.get("held_out") is None:
+        return []
+    verdict = figures.get("verdict", "")
+    status: Status = {"converged": "good", "still improving": "fair", "overfitting": "fair"}.get(verdict, "poor")  # type: ignore[assignment]
+    held_out, gap = figures["held_out"], figures["held_out"] - figures["train"]
+    # A generator's latents are known without noise.
+    floor = figures.get("noise_floor")
+    noise = "" if floor is None else f"; the encoder's own noise allows no less than {floor:.1f}"
+    found = [
+        Finding(
+            "Likelihood of t",
+            "Negative log-likelihood, held out",
+            f"{held_out:.1f} nats",
+            f"Lower is better. N(0, 1), which ignores z, costs {figures['standard_normal']:.1f}{noise}.",
+            "good" if held_out < figures["standard_normal"] else "poor",
+            "t has learned nothing: it does worse than N(0, 1).",
+        ),
+        Finding("Likelihood of t", "Training", verdict, figures.get("advice", ""), status, figures.get("advice", "")),
+        Finding(
+            "Likelihood of t",
+            "Held-out minus training",
+            f"{gap:+.2f} nats",
+            "Near zero: t works as well on new images."
+            if gap <= GAP[0]
+            else "t fits its training images better than new ones.",
+            judge(gap, GAP, low_is_good=True),
+            "More images help most, or more draws of each.",
+        ),
+        *_beside_linear(figures),
+    ]
+    if figures.get("v_std") is not None:
+        off = max(abs(figures["v_std"] - 1), abs(figures.get("v_mean") or 0.0))
+        found.append(
+            Finding(
+                "Likelihood of t",
+                "v: mean, deviation",
+                f"{figures['v_mean']:+.3f}, {figures['v_std']:.3f}",
+                "Samples are drawn with mean 0 and deviation 1. The closer v of held-out images comes to that, the "
+                "more typical the samples are.",
+                judge(off, (0.1, 0.3), low_is_good=True),
+                "Samples are not typical of held-out images.",
+            )
+        )
+    if figures.get("round_trip") is not None:
+        found.append(
+            Finding(
+                "Likelihood of t",
+                "Round trip",
+                f"{figures['round_trip']:.1e}",
+                "Largest error after t and its inverse; v is exact up to this.",
+                judge(figures["round_trip"], ROUND_TRIP, low_is_good=True),
+                "Use --precision 32.",
+            )
+        )
+    return found
+
+
+def _beside_linear(figures: Mapping[str, Any]) -> list[Finding]:
+    """Return how the trained t does against the linear one, where that was measured."""
+    gain, error, linear = (figures.get(name) for name in ("linear_gain", "linear_gain_error", "linear"))
+    if gain is None or linear is None:
+        return []
+    where, label = "Likelihood of t", "Likelier than a linear t"
+    if figures.get("is_linear") and figures.get("trained") == linear:
+        meaning = "t is the linear one: ridge regression with a full residual covariance, fitted in closed form."
+        return [Finding(where, label, "is linear", meaning, "info")]
+    value = f"{gain:+.2f}" + (f" ± {error:.2f}" if error is not None else "") + " nats"
+    meaning = f"A linear t, ridge regression in closed form, would reach {linear:.1f} nats on the same images."
+    if gain > (error or 0.0):
+        return [Finding(where, label, value, meaning, "good")]
+    if figures.get("is_linear"):
+        meaning = f"The linear t, ridge regression in closed form, reaches {linear:.1f} nats: it is what is used."
+    advice = "t has learned no more than a line would say: more images, more steps, or the preset few may help."
+    return [Finding(where, label, value, meaning, "fair" if gain >= -(error or 0.0) else "poor", advice)]
