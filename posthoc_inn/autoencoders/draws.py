@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
+from posthoc_inn.autoencoders.workers import Workers, as_bytes
 from posthoc_inn.config import ImageSpec
 from posthoc_inn.errors import ConfigError, DataError, ShapeError
 from posthoc_inn.files import replace_file, writing
@@ -102,6 +103,7 @@ class Draws(Dataset[Any]):
         keep: Directory where pictures are kept, so that several fits, and a judge, make each only once; without, those
             that fit in 256 MiB stay in memory.
         labels: Name -> values, one a draw; they come with the pictures.
+        workers: Processes that make the pictures, each with a copy of the generator.
 
     Attributes:
         latents: (N, D).
@@ -119,8 +121,10 @@ class Draws(Dataset[Any]):
         *,
         keep: str | Path | None = None,
         labels: Mapping[str, Any] | None = None,
+        workers: int = 1,
     ) -> None:
         self.generator, self.latents, self.labels = generator, latents, labels
+        self._workers = Workers(generator.native, workers)
         self.keep = None if keep is None else Path(keep)
         self.made, self.seconds = 0, 0.0
         self._memory: dict[int, Tensor] = {}
@@ -152,7 +156,7 @@ class Draws(Dataset[Any]):
     def with_labels(self, labels: Mapping[str, Any]) -> Draws:
         """Return the same draws with labels, name -> values (N,): `concepts="labels"` learns them."""
         found = Draws(self.generator, self.latents, keep=self.keep, labels=labels)
-        found._memory, found._room = self._memory, self._room
+        found._memory, found._room, found._workers = self._memory, self._room, self._workers
         return found
 
     @torch.no_grad()
@@ -165,17 +169,25 @@ class Draws(Dataset[Any]):
             self._store = _Store(self.keep, self.latents, self.generator.native_shape)
         had = {i: found for i in dict.fromkeys(rows) if (found := self._find(i)) is not None}
         missing = [i for i in dict.fromkeys(rows) if i not in had]
+        if missing and self._workers.count > 1:
+            # Before the clock runs: this is waited for once.
+            self._workers.start()
         for start in range(0, len(missing), self.together):
             part = missing[start : start + self.together]
             started = time.perf_counter()
-            pictures = self.generator.native(self.latents[part]).cpu()
+            pictures = self._make(self.latents[part])
             self.seconds, self.made = self.seconds + time.perf_counter() - started, self.made + len(part)
-            for i, picture in zip(part, pictures.clamp(0, 1).mul(255).round_().to(torch.uint8), strict=True):
+            for i, picture in zip(part, pictures, strict=True):
                 had[i] = picture
                 self._keep(i, picture)
         found = torch.stack([had[i] for i in rows]).float().div_(255)
         self.generator.known.add(self.generator.fitted(found), self.latents[rows])
         return found
+
+    def _make(self, latents: Tensor) -> Tensor:
+        if self._workers.count > 1 and len(latents) > 1:
+            return self._workers(latents)
+        return as_bytes(self.generator.native(latents).cpu())
 
     def _find(self, index: int) -> Tensor | None:
         return self._memory.get(index) if self._store is None else self._store.find(index)
@@ -190,7 +202,8 @@ class Draws(Dataset[Any]):
     def seconds_each(self) -> float:
         """Return the seconds that a picture takes; of a few made now, where none was made yet."""
         if not self.made and self.keep is None:
-            self.images(range(min(2, len(self))))
+            count = max(2, self._workers.count)
+            self.images(range(min(count, len(self))))
         return self.seconds / max(1, self.made)
 
     def identifying(self) -> tuple[Any, ...]:

@@ -129,7 +129,7 @@ class GivenGenerator(Autoencoder):
 
     # ---- draws
 
-    def draws(self, n: int, seed: int = 0, *, keep: str | Path | None = None) -> Draws:
+    def draws(self, n: int, seed: int = 0, *, keep: str | Path | None = None, workers: int = 1) -> Draws:
         """Return the data that t is fitted to: `n` latents of the prior, and the pictures made from them.
 
         Args:
@@ -137,14 +137,17 @@ class GivenGenerator(Autoencoder):
             seed: Each draw is a function of seed and index.
             keep: Directory for pictures, as bytes at the generator's own size: every fit and every judge that reads
                 these draws finds them there, and a killed one loses none.
+            workers: Processes that make the pictures, each with a copy of the generator: as many times faster where
+                `decode` keeps one core busy, no faster where it uses all of them. `decode` has to be picklable by
+                cloudpickle; files and sessions are best opened when it is first called.
 
         Raises:
-            ConfigError: `n` is less than 1.
+            ConfigError: `n` or `workers` is less than 1.
             DataError: The prior has fewer latents, or gives something else than (n, D).
         """
         if not is_count(n, 1):
             raise ConfigError(f"draws needs the number of pictures, at least 1, got {n!r}.")
-        return Draws(self, self._prior(n, seed), keep=keep)
+        return Draws(self, self._prior(n, seed), keep=keep, workers=workers)
 
     # ---- decoding
 
