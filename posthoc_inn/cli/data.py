@@ -22,6 +22,10 @@ EMBEDDED = "color-digits"
 """The data set that is there without any file."""
 SIZED = 2000
 """Images whose sizes are looked at, from their headers."""
+LEAST_DRAWS = 20
+"""Draws of a generator that a fit can be asked for at least."""
+DRAWS = "draws"
+"""`draws:N` as data: N pictures that the generator makes."""
 _SPLIT_NAMES = (
     ("train", "training"),
     ("test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev", "held_out", "held-out", "heldout"),
@@ -59,7 +63,7 @@ def is_folder(manager: PluginManager, name: str) -> bool:
     Raises:
         UnknownNameError: It is neither.
     """
-    if name in manager.datasets:
+    if name in manager.datasets or draws_wanted(name) is not None:
         return False
     if Path(name).is_dir():
         return True
@@ -72,6 +76,53 @@ def is_folder(manager: PluginManager, name: str) -> bool:
     except UnknownNameError as error:
         raise UnknownNameError(f"{error} There is no folder of that name either.") from None
     return False
+
+
+def draws_wanted(name: str) -> int | None:
+    """Return N for `draws:N`, and None for other data.
+
+    Raises:
+        ConfigError: N is no number, or there are too few to learn from and to hold out.
+    """
+    word, colon, count = name.partition(":")
+    if word != DRAWS or not colon:
+        return None
+    if not (count.isascii() and count.isdigit()) or len(count) > 9 or int(count) < LEAST_DRAWS:
+        raise ConfigError(
+            f"--data {name}: after the colon stands how many pictures the generator makes, {LEAST_DRAWS} at least."
+        )
+    return int(count)
+
+
+def drawn_images(given: Any, name: str, *, seed: int) -> Images:
+    """Return `draws:N` of a generator, the last tenth of them held out.
+
+    Args:
+        given: The autoencoder that was given, or None.
+        name: As asked for.
+        seed: Of the draws.
+
+    Raises:
+        ConfigError: It is no generator.
+    """
+    from torch.utils.data import Subset
+
+    from posthoc_inn.autoencoders import GivenGenerator
+
+    count = draws_wanted(name) or LEAST_DRAWS
+    if not isinstance(given, GivenGenerator):
+        raise ConfigError(
+            f"--data {name} are pictures of a generator: pass --autoencoder package.module:factory, whose factory "
+            "returns a posthoc_inn.GivenGenerator."
+        )
+    draws, first = given.draws(count, seed), count - max(2, count // 10)
+    return Images(
+        name,
+        Subset(draws, range(first)),
+        Subset(draws, range(first, count)),
+        size=given.config.size,
+        told=f"{first:,} draws of the generator to learn from, {count - first:,} held out",
+    )
 
 
 def registered_images(

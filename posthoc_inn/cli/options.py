@@ -134,7 +134,11 @@ def model_options(*, with_weights_help: str) -> Callable[[F], F]:
 def data_options(command: F) -> F:
     """Add the options that choose images and concepts."""
     return options(
-        click.option("--data", metavar="NAME|FOLDER", help="A registered data set, or a folder of images."),
+        click.option(
+            "--data",
+            metavar="NAME|FOLDER|draws:N",
+            help="A registered data set, a folder of images, or N pictures of the generator that --autoencoder names.",
+        ),
         click.option("--data-dir", type=click.Path(), help="Directory the data set is read from."),
         click.option(
             "--data-option",

@@ -64,7 +64,9 @@ def command(
     if as_json:
         echo_json(result)
     else:
-        echo(f"{out}: {len(result['images'])} images, {count} samples each, layer {stored.extractor['layer']}")
+        shown = len(result["images"])
+        told = "1 image" if shown == 1 else f"{shown} images"
+        echo(f"{out}: {told}, {count} samples each, layer {stored.extractor['layer']}")
         if result["agreement"] is not None:
             echo(
                 f"The model predicts for {100 * result['agreement']:.0f} % of the samples what it predicts for the "

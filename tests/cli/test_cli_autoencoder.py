@@ -37,6 +37,11 @@ def network():
 def broken():
     raise OSError("no file decoder.pth")
 number = 3
+
+from posthoc_inn import GivenGenerator
+basis = torch.linalg.qr(torch.randn(192, 6, generator=torch.Generator().manual_seed(0)))[0].T
+def paints():
+    return GivenGenerator(lambda w: (w @ basis / 4 + 0.5).reshape(-1, 3, 8, 8), 6)
 """
 NAME = "my_parts_of_a_test"
 
@@ -167,3 +172,37 @@ def test_every_command_that_asks_a_bundle_takes_it():
     for name in COMMANDS:
         options = {p.name for p in cli.get_command(None, name).params}
         assert "bundle" not in options or {"model", "autoencoder"} <= options, name
+
+
+# ---- a generator
+
+
+GENERATES = (
+    *("fit", "--backbone", "small_cnn", "--weights", "none", "--num-classes", "2", "--layer", "pool"),
+    *("--precision", "32", "--quiet"),
+)  # fmt: skip
+
+
+def test_a_generator_is_fitted_to_its_own_draws(own_run, ask):
+    answer = ask(*GENERATES, "--autoencoder", f"{NAME}:paints", "--data", "draws:60", "--out", "drawn")
+    assert answer.code == 0, answer.err
+    metrics = json.loads(Path("drawn/metrics.json").read_text())
+    assert metrics["images"] == {"train": 54, "held_out": 6}
+    assert metrics["autoencoder"] is None
+
+
+@pytest.mark.parametrize(
+    ("data", "autoencoder", "told"),
+    [
+        ("draws:many", "paints", "after the colon stands how many pictures"),
+        ("draws:3", "paints", "20 at least"),
+        ("draws:60", "build", "whose factory returns a posthoc_inn.GivenGenerator"),
+        ("draws:60", None, "whose factory returns a posthoc_inn.GivenGenerator"),
+    ],
+)
+def test_draws_need_a_number_and_a_generator(own_run, ask, data, autoencoder, told):
+    named = () if autoencoder is None else ("--autoencoder", f"{NAME}:{autoencoder}")
+    answer = ask(*GENERATES, *named, "--data", data, "--out", "refused")
+    assert answer.code in (1, 2)
+    assert told in answer.err
+    assert not Path("refused").exists()

@@ -8,7 +8,7 @@ from typing import Any
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
 from posthoc_inn.bundle import load_bundle
 from posthoc_inn.cli.bundles import bundle_of
-from posthoc_inn.cli.data import Images, folder_images, is_folder, registered_images
+from posthoc_inn.cli.data import Images, drawn_images, draws_wanted, folder_images, is_folder, registered_images
 from posthoc_inn.cli.fit.options import Choice, FitOptions
 from posthoc_inn.cli.models import (
     NONE,
@@ -60,6 +60,8 @@ def open_images(
     given: Autoencoder | None,
 ) -> Images:
     """Open the folder or data set `data`; `spec` is the model's, where it is known already, `given` the autoencoder."""
+    if draws_wanted(data) is not None:
+        return drawn_images(given, data, seed=options.seed)
     if is_folder(manager, data):
         images = folder_images(
             Path(data),
