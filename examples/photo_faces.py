@@ -6,7 +6,8 @@
 `setup` fetches the face generator and the judges; read its notice: the generator is for non-commercial research. `run`
 draws faces, fits t at three layers of MobileFaceNet (FILE, see mobile_face_net.py) and at the embedding of the network
 of face-api, and has the samples of each judged by the other. CELEBA holds images.zip and attributes.csv. Every picture
-is made once and kept in --out, so that a run goes on where it was stopped. `--smoke` is a few of everything.
+is made once and kept in --out, so that a run goes on where it was stopped. --animals DIR, any folder of pictures,
+shows what becomes of pictures that t was not fitted to. `--smoke` is a few of everything.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mobile_face_net import MobileFaceNet
-from photo_faces_parts import crops, face_api, setup
+from photo_faces_parts import crops, face_api, setup, shift
 from photo_faces_parts.generator import FaceGenerator, Kept
 from photo_faces_parts.judges import Judges, Photographs, embed, shares
 from PIL import Image
@@ -260,6 +261,15 @@ def measure_layer(
     if parts.judges is not None:
         values = parts.judges(samples[-1][1].flatten(0, 1)).unflatten(0, (rows, columns))
         found["kept"] = {name: shares(values[..., k]) for k, name in enumerate(parts.judges.names)}
+    if arguments.animals and layer == LAYERS["embedding"]:
+        groups = {"draws kept aside": draws.images(held[: arguments.strangers])}
+        if parts.photographs is not None:
+            groups["photographs (CelebA)"] = parts.photographs.squares(range(arguments.strangers))
+        groups["animals"] = shift.animals(arguments.animals, arguments.strangers, generator.native_shape[1])
+        networks = {"explained": parts.explained, "other": parts.other}
+        draw = lambda z: sample(both[used], generator, z, v, arguments.rounds)  # noqa: E731
+        found["shift"], shown = shift.measure(groups, trained, draw, networks, limits, rows)
+        shift.save_grid(shown, arguments.out / "shift.jpg", 1 + columns)
     return found
 
 
@@ -293,6 +303,9 @@ def report(found: dict[str, Any]) -> str:
             for which in ("z", "z total", "v total"):
                 cells = [f"{100 * row[which]:.0f} %" for row in figures["kept"].values()]
                 lines.append(f"| {layer}: {which} | {' | '.join(cells)} |")
+    for figures in found["layers"].values():
+        if "shift" in figures:
+            lines += ["", shift.table(figures["shift"])]
     return "\n".join(lines)
 
 
@@ -342,6 +355,7 @@ def main(given: list[str] | None = None, parts: Parts | None = None) -> dict[str
     parser.add_argument("--parts", type=Path, required=True, help="directory of the generator and the judges")
     parser.add_argument("--weights", help="checkpoint of MobileFaceNet")
     parser.add_argument("--data-dir", help="directory with images.zip and attributes.csv of CelebA")
+    parser.add_argument("--animals", help="directory of pictures that are no faces of people")
     parser.add_argument("--out", type=Path, default=Path("runs/photo-faces"))
     parser.add_argument("--draws", type=int, default=3000)
     parser.add_argument("--steps", type=int, default=300, help="steps of t at each layer")
@@ -358,10 +372,10 @@ def main(given: list[str] | None = None, parts: Parts | None = None) -> dict[str
         return None
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    arguments.aside, arguments.grid = 300, (16, SHOWN[1])
+    arguments.aside, arguments.grid, arguments.strangers = 300, (16, SHOWN[1]), 100
     if arguments.smoke:
         arguments.draws, arguments.steps, arguments.rounds, arguments.pairs = 400, 20, 1, 10
-        arguments.aside, arguments.grid = 60, (6, SHOWN[1])
+        arguments.aside, arguments.grid, arguments.strangers = 60, (6, SHOWN[1]), 20
     if parts is None:
         if not (arguments.weights and arguments.data_dir):
             parser.error("run needs --weights and --data-dir")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -273,7 +274,13 @@ def test_the_example_runs_with_a_tiny_generator_and_goes_on(tmp_path, monkeypatc
 
     network, other = Tiny().eval(), Tiny().eval()
     parts = photo_faces.Parts(decode, torch.randn(340, 8), network, other, judges=Judge())
+    # Pictures like no draw: noise, where draws are smooth sums of a few patterns.
+    (tmp_path / "animals").mkdir()
+    for k in range(20):
+        noise = np.random.default_rng(k).integers(0, 256, (16, 20, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "animals" / f"{k}.png")
     given = ["run", "--parts", str(tmp_path), "--out", str(tmp_path / "out"), "--smoke"]
+    given += ["--animals", str(tmp_path / "animals")]
     found = photo_faces.main(given, parts)
     once = len(made)
     first = found["layers"]["MobileFaceNet, embedding"]
@@ -281,6 +288,11 @@ def test_the_example_runs_with_a_tiny_generator_and_goes_on(tmp_path, monkeypatc
     assert first["by round"][1]["cosine"] >= first["by round"][0]["cosine"] > 0.8
     assert 0 < first["by round"][0]["spread"]["latents"] < 0.8
     assert (tmp_path / "out" / "MobileFaceNet-embedding.jpg").exists()
+    assert first["shift"]["draws kept aside"]["flagged"] <= 0.05
+    assert first["shift"]["animals"]["flagged"] >= 0.9
+    assert first["shift"]["animals"]["distance"] > 1.2 > first["shift"]["draws kept aside"]["distance"]
+    assert "| animals |" in (tmp_path / "out" / "photo_faces.md").read_text()
+    assert (tmp_path / "out" / "shift.jpg").exists()
     assert list(found["layers"]) == ["MobileFaceNet, embedding", "face-api, embedding"]
     again = photo_faces.main(given, parts)
     assert len(made) == once
