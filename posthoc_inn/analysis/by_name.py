@@ -128,7 +128,7 @@ def edits(interpreter: Fitted, data: Any, *, seed: int, images: int = 200) -> An
 
 
 def samples(interpreter: Fitted, data: Any, *, seed: int, images: int = 10, samples: int = 8) -> Any:
-    """MSC eq. 2: pictures that the layer cannot tell apart."""
+    """MSC eq. 2: pictures with what the layer sees of an image, all else drawn anew."""
     given = images_of(data, images, seed=seed, least=1)
     return analysis.samples(interpreter.pipeline, given, samples, seed, class_names_of(interpreter.origin))
 

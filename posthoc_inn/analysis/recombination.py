@@ -75,8 +75,8 @@ class Recombination(Result):
         """What to conclude, and what not."""
         parts = [
             "Each picture combines what the layer sees of the image on the left (z) with what it ignores of the image "
-            "above (v). What stays the same along a row is what the layer keeps; what stays the same down a column is "
-            "what it throws away."
+            "above (v). What stays the same along a row, the layer keeps; what stays the same down a column hardly "
+            "changes its features."
         ]
         if self.z_predictions:
             parts.append(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from posthoc_inn import drawing
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONCLUSION = (
-    "What to conclude: what changes along a row, the layer has thrown away; what stays the same along a row, it keeps."
+    "What to conclude: what changes along a row hardly changes the layer's features; what stays the same, it keeps."
 )
 LIMITS = (
     "What not to conclude: that the model uses everything that stays (a layer may keep things that nothing after it "
@@ -30,7 +31,7 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Samples(Result):
-    """Images, their reconstructions, and samples with the same representation at the layer.
+    """Images, their reconstructions, and samples that are to have the same representation at the layer.
 
     Attributes:
         images: B, images that were sampled for.
@@ -48,6 +49,8 @@ class Samples(Result):
         prediction_kind: What of predictions is compared: "classes", "multilabel", "embedding" or "none".
         label_overlap: Mean Jaccard index of sets of labels; None for other predictions.
         output_similarity: Mean cosine similarity of the outputs, for embeddings; None for other predictions.
+        similarity: Mean cosine similarity of a sample's representation at the layer to its image's.
+        similarity_between: The same between different images; None for one image.
     """
 
     images: int
@@ -63,6 +66,8 @@ class Samples(Result):
     prediction_kind: str = "classes"
     label_overlap: float | None = None
     output_similarity: float | None = None
+    similarity: float | None = None
+    similarity_between: float | None = None
 
     @property
     def row_labels(self) -> list[str]:
@@ -77,8 +82,8 @@ class Samples(Result):
     def legend(self) -> str:
         """What the figure shows."""
         text = (
-            "Each row: an image, its reconstruction by the autoencoder, and random samples that have the same "
-            "representation at this layer."
+            "Each row: an image, its reconstruction by the autoencoder, and random samples with what the layer sees of "
+            f"the image.{self.nearness}"
         )
         if self.predictions:
             text += (
@@ -86,6 +91,16 @@ class Samples(Result):
                 "predicts something else, named in the corner."
             )
         return text
+
+    @property
+    def nearness(self) -> str:
+        """How near samples are to their image at the layer, in a sentence after a blank; or nothing."""
+        if self.similarity is None:
+            return ""
+        text = f" To the layer their cosine similarity to it is {self.similarity:.2f}"
+        if self.similarity_between is None:
+            return f"{text} (1: the same)."
+        return f"{text} (1: the same; different images here have {self.similarity_between:.2f})."
 
     @property
     def caption(self) -> str:
@@ -152,16 +167,17 @@ def samples(
     if names and len(names) != len(images):
         raise ConfigError(f"Give a name for each image or none, got {len(names)} for {len(images)} images.")
     v = torch.randn(len(images), n, pipeline.latent_dim, generator=torch.Generator().manual_seed(seed))
-    drawn = pipeline.pictures(
-        pipeline.sample_latents(pipeline.context(pipeline.told(pipeline.features(images))), v)
-    ).cpu()
+    z = pipeline.told(pipeline.features(images))
+    drawn = pipeline.pictures(pipeline.sample_latents(pipeline.context(z), v)).cpu()
     output = pipeline.ask(images)
     predictions: tuple[str, ...] = ()
     differing: tuple[tuple[str, ...], ...] = ()
     compared: dict[str, float] = {}
     own = pipeline.extractor.said(output)
+    seen, answer = pipeline.ask_model(drawn.flatten(0, 1))
+    similarity, between = nearness(seen, z, n)
     if own is not None:
-        asked = pipeline.extractor.said(pipeline.ask_model(drawn.flatten(0, 1))[1])
+        asked = pipeline.extractor.said(answer)
         compared = {} if asked is None else compare_predictions(own, asked, n)
         if asked is not None and not own.is_floating_point():
             count = output.shape[1]
@@ -185,7 +201,31 @@ def samples(
         prediction_kind=pipeline.extractor.kind_of(output),
         label_overlap=compared.get("label_overlap"),
         output_similarity=compared.get("output_similarity"),
+        similarity=similarity,
+        similarity_between=between,
     )
+
+
+def nearness(seen: Tensor, z: Tensor, n: int) -> tuple[float, float | None]:
+    """Return the mean cosine similarity of samples to their image at the layer, and that of different images.
+
+    Args:
+        seen: Representations of the samples, (B * n, *z_shape), those of one image together.
+        z: Of the images, (B, *z_shape).
+        n: Samples of each.
+
+    >>> nearness(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0]]), 2)
+    (0.5, None)
+    """
+    own = F.normalize(z.flatten(1).double(), dim=1)
+    there = F.normalize(seen.flatten(1).double().to(own.device), dim=1)
+    similarity = float((there * own.repeat_interleave(n, 0)).sum(1).mean())
+    count = len(own)
+    if count < 2:
+        return similarity, None
+    # The mean over all pairs, without each with itself.
+    pairs = (own.sum(0).square().sum() - own.square().sum()) / (count * (count - 1))
+    return similarity, float(pairs)
 
 
 def _named(said: Tensor, names: Sequence[str]) -> str:

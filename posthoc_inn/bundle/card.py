@@ -52,9 +52,9 @@ def write_card(document: Document, metrics: Mapping[str, Any]) -> str:
     files = [f"- {_code(n)}: {_FILES[n]}" for n in _FILES if n != MODEL_FILE or n in document.members]
     figures = _figures(metrics) or ["- none were measured"]
     sections = (
-        f"# What {_code(layer)} of a {_text(document.model.class_name)} has thrown away",
+        f"# What {_code(layer)} of a {_text(document.model.class_name)} ignores",
         "A posthoc_inn bundle: an autoencoder and an invertible network t that recover, for an image, what the "
-        "layer kept (z) and what it cannot tell apart (the invariances v).",
+        "layer kept (z) and what it ignores (the invariances v), as far as the figures below say.",
         "## What it was fitted to\n\n" + "\n".join(facts),
         "## Figures, on held-out images\n\n" + "\n".join(figures),
         "## Loading\n\n" + _loading(document),

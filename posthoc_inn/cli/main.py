@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "demo": ("posthoc_inn.cli.fit.command", "The same as fit: with no option, the embedded example."),
     "layers": ("posthoc_inn.cli.layers", "List a model's layers: output shapes, and which are true cuts."),
-    "sample": ("posthoc_inn.cli.sample", "Draw images that a layer cannot tell apart from given ones."),
+    "sample": ("posthoc_inn.cli.sample", "Draw images that are nearly the same to a layer as given ones."),
     "edit": ("posthoc_inn.cli.edit", "Change a concept of images: take it from others, draw it anew, walk."),
     "analyze": (
         "posthoc_inn.cli.analyze",

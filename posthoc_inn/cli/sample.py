@@ -1,4 +1,4 @@
-"""`posthoc-inn sample`: a picture grid of what a fitted layer cannot tell apart from given images."""
+"""`posthoc-inn sample`: a picture grid of what is nearly the same as given images to a fitted layer."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Draw images that a layer cannot tell apart from given ones.
+    """Draw images that are nearly the same as given ones to a layer.
 
-    Writes a grid: the input, its reconstruction, and samples with the same representation at the layer.
+    Writes a grid: the input, its reconstruction, and samples with what the layer sees of the input.
 
     \b
     posthoc-inn sample --bundle runs/color-digits/bundle --images a.png b.png --out grid.png
@@ -67,6 +67,9 @@ def command(
         shown = len(result["images"])
         told = "1 image" if shown == 1 else f"{shown} images"
         echo(f"{out}: {told}, {count} samples each, layer {stored.extractor['layer']}")
+        between = result["similarity_between"]
+        beside = "" if between is None else f"; different images here have {between:.3f}"
+        echo(f"To the layer, the samples' cosine similarity to their image is {result['similarity']:.3f}{beside}.")
         if result["agreement"] is not None:
             echo(
                 f"The model predicts for {100 * result['agreement']:.0f} % of the samples what it predicts for the "
@@ -103,5 +106,7 @@ def draw(
         "agreement": found.agreement,
         "label_overlap": found.label_overlap,
         "output_similarity": found.output_similarity,
+        "similarity": found.similarity,
+        "similarity_between": found.similarity_between,
         "images": [{"file": str(p), "prediction": k} for p, k in zip(paths, predictions, strict=True)],
     }

@@ -121,11 +121,11 @@ def fitted_content(
     metrics = _metrics(interpreter)
     model = words.model or str((metrics.get("model") or {}).get("name") or type(interpreter.model).__name__)
     layer = f"the layer {interpreter.layer}" if interpreter.layer else "the output"
-    done = f"posthoc_inn recovered what {layer} of {model} has thrown away, and shows it as images."
+    done = f"What {layer} of {model} ignores, shown as images. The figures say how far to trust them."
     if words.data:
         done += f" Data: {words.data}."
     return ReportContent(
-        title=words.title or f"What {interpreter.layer or 'the output'} of {model} cannot see",
+        title=words.title or f"What {interpreter.layer or 'the output'} of {model} ignores",
         done=[words.done or done],
         metrics=metrics,
         samples=samples or shown_samples(interpreter, images, words.class_names),

@@ -34,6 +34,19 @@ def test_the_agreement_is_the_share_of_samples_without_a_label(parts):
     assert [int(k) for k in found.predictions] == parts.predict(pictures(6)).argmax(1).tolist()
 
 
+def test_the_caption_tells_how_near_samples_are_to_the_layer(parts):
+    found = samples(parts, pictures(3), n=4)
+    z = parts.features(pictures(3)).flatten(1)
+    seen = parts.features(found.pictures.flatten(0, 1)).flatten(1).unflatten(0, (3, 4))
+    each = torch.cosine_similarity(seen, z[:, None].expand_as(seen), dim=-1)
+    others = [torch.cosine_similarity(z[i], z[j], dim=0) for i in range(3) for j in range(3) if i != j]
+    assert found.similarity == pytest.approx(float(each.mean()), abs=1e-5)
+    assert found.similarity_between == pytest.approx(float(torch.stack(others).mean()), abs=1e-5)
+    assert f"is {found.similarity:.2f} (1: the same; different images here have" in found.caption
+    alone = samples(parts, pictures(1), n=4)
+    assert alone.similarity_between is None and "(1: the same)." in alone.caption
+
+
 def test_class_names_replace_numbers_where_there_are_as_many_as_classes(parts):
     classes = parts.predict(pictures(1)).shape[1]
     names = [f"class {k}" for k in range(classes)]
@@ -61,7 +74,13 @@ def test_the_plain_data_fits_json_and_leaves_pictures_out(parts):
     found = samples(parts, pictures(2), n=2).to_dict()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     known = {"images", "samples", "seed", "agreement", "names", "predictions", "sample_predictions"}
-    assert set(found) == known | {"prediction_kind", "label_overlap", "output_similarity"}
+    assert set(found) == known | {
+        "prediction_kind",
+        "label_overlap",
+        "output_similarity",
+        "similarity",
+        "similarity_between",
+    }
 
 
 def test_a_model_that_is_no_classifier_is_not_asked():

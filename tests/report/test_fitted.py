@@ -45,7 +45,7 @@ def test_a_fitted_interpreter_gives_a_whole_report(fitted, tmp_path):
     write_fitted_report(fitted, examples.images, examples.v, tmp_path / "a.html")
     text = (tmp_path / "a.html").read_text()
     for part in (
-        "What 3 of Sequential cannot see",
+        "What 3 of Sequential ignores",
         "What the layer knows of each concept",
         "Each concept taken from another image",
         "How training went",

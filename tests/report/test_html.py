@@ -116,7 +116,7 @@ def test_any_names_reach_the_page_as_text_that_a_file_can_hold(tmp_path):
 def test_little_measured_still_gives_a_report():
     unclassified = samples(agreement=None, predictions=(), sample_predictions=())
     text = render(content(metrics={}, v=None, warnings=(), settings={}, files={}, samples=unclassified))
-    assert "What the layer cannot tell apart" in text
+    assert "What is nearly the same to the layer" in text
     assert "is no classifier" in text
 
 

@@ -32,10 +32,9 @@ def report_words(
     weights = "trained here" if trains else choice.weights or "its own"
     title = title_of(model.name)
     return ReportWords(
-        title=f"What {choice.layer} of {title} cannot see",
-        done=f"posthoc_inn recovered what the layer {choice.layer} of {title} "
-        f"({'trained for this run' if trains else 'left as it is'}) has thrown away, and shows it as images. Data: "
-        f"{images.told}.",
+        title=f"What {choice.layer} of {title} ignores",
+        done=f"What the layer {choice.layer} of {title} ({'trained for this run' if trains else 'left as it is'}) "
+        f"ignores, shown as images. The figures say how far to trust them. Data: {images.told}.",
         data=images.told,
         model=f"{model.name}, weights: {weights}",
         autoencoder=f"shared from {options.autoencoder}" if shares else "trained for this run",
