@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "posthoc_inn.cli.analyze",
         "Analyse a fitted layer: relevance, attack, response, and more, in one report.",
     ),
+    "compare": ("posthoc_inn.cli.compare", "Compare models on groups of images: texture bias, another domain."),
     "sweep": ("posthoc_inn.cli.sweep", "Compare layers, checkpoints or models, with one autoencoder and one e."),
     "plugins": ("posthoc_inn.cli.list_plugins", "List what is registered, and by whom."),
     "doctor": ("posthoc_inn.cli.doctor", "Check this machine: versions, plugins, speed, disk space."),

@@ -97,7 +97,7 @@ def _normalised(spec: ImageSpec, mean: Sequence[float] | None, std: Sequence[flo
     return spec.replace(mean=tuple(mean), std=tuple(std))
 
 
-def import_factory(text: str) -> nn.Module:
+def import_factory(text: str, option: str = "--model") -> nn.Module:
     """Import PACKAGE.MODULE:FACTORY, from the current directory too, call it, and return the model in eval mode.
 
     Raises:
@@ -105,9 +105,9 @@ def import_factory(text: str) -> nn.Module:
     """
     from torch import nn
 
-    made, called = _made(text, "--model")
+    made, called = _made(text, option)
     if not isinstance(made, nn.Module):
-        raise ConfigError(f"--model {text}: {called} a {type(made).__name__}, not a torch.nn.Module.")
+        raise ConfigError(f"{option} {text}: {called} a {type(made).__name__}, not a torch.nn.Module.")
     return made.eval()
 
 

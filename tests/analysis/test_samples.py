@@ -44,7 +44,8 @@ def test_the_caption_tells_how_near_samples_are_to_the_layer(parts):
     assert found.similarity_between == pytest.approx(float(torch.stack(others).mean()), abs=1e-5)
     assert f"is {found.similarity:.2f} (1: the same; different images here have" in found.caption
     alone = samples(parts, pictures(1), n=4)
-    assert alone.similarity_between is None and "(1: the same)." in alone.caption
+    assert alone.similarity_between is None
+    assert "(1: the same)." in alone.caption
 
 
 def test_class_names_replace_numbers_where_there_are_as_many_as_classes(parts):
