@@ -25,6 +25,9 @@ class Digits(ColorDigits):
         return {"digit": self.digits[:200], "background": self.background[:200]}
 
 
+ON_FACTORS = TINY.replace(flow_on_concepts=True, interaction_weight=3.0)
+
+
 def interpreter(model=None, **more):
     given = {"spec": SPEC, "preset": TINY, "precision": "32"} | more
     return Interpreter(model if model is not None else network(), "2", **given)
@@ -32,7 +35,7 @@ def interpreter(model=None, **more):
 
 @pytest.fixture(scope="module")
 def fitted():
-    it = interpreter()
+    it = interpreter(preset=ON_FACTORS)
     with untouched(it.model):
         it.fit(Digits(), concepts=["digit", "background"])
     return it
@@ -43,7 +46,7 @@ def images():
     return torch.stack([Digits()[k][0] for k in range(6)])
 
 
-def test_e_is_fitted_with_the_rest_and_t_works_on_its_factors(fitted):
+def test_e_is_fitted_with_the_rest_and_t_works_on_its_factors_if_asked_to(fitted):
     assert fitted.concept_model_.names == ("digit", "background", "(random)")
     assert fitted.flow_.base is fitted.concept_model_.flow
     metrics = fitted.metrics_["concepts"]
@@ -209,7 +212,7 @@ def test_e_can_be_fitted_later_over_latents_or_over_z(images, tmp_path):
 
 def test_a_trained_e_is_shared_with_another_layer(fitted):
     other = Interpreter(
-        network(), "0", spec=SPEC, preset=TINY, precision="32", autoencoder=fitted.autoencoder_,
+        network(), "0", spec=SPEC, preset=ON_FACTORS, precision="32", autoencoder=fitted.autoencoder_,
         concept_model=fitted.concept_model_,
     ).fit(Digits(), evaluate=False)  # fmt: skip
     assert other.flow_.base is fitted.concept_model_.flow
@@ -300,8 +303,8 @@ def test_folders_of_pairs_become_concepts(tmp_path):
     assert it.concept_model_.names == ("stroke", "(random)")
 
 
-def test_t_can_be_fitted_as_if_there_were_no_concepts():
-    it = interpreter(preset=TINY.replace(flow_on_concepts=False))
+def test_t_is_fitted_as_if_there_were_no_concepts():
+    it = interpreter()
     it.fit(Digits(), concepts=["digit"], evaluate=False)
     assert it.flow_.base is None
     plain = interpreter().fit(Digits(), evaluate=False)

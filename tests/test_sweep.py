@@ -68,7 +68,7 @@ def test_every_layer_is_measured_with_the_same_autoencoder_and_e(swept):
     records = [json.loads((out / name / "bundle" / "bundle.json").read_text()) for name in ("0", "2")]
     assert records[0]["autoencoder"]["fingerprint"] == records[1]["autoencoder"]["fingerprint"]
     assert records[0]["concepts"] == records[1]["concepts"]
-    assert [r["is_flow_on_concepts"] for r in records] == [True, True]
+    assert [r["is_flow_on_concepts"] for r in records] == [False, False]
 
 
 def test_what_is_done_is_not_done_again(swept, monkeypatch):

@@ -12,6 +12,12 @@ def concepts(metrics: Mapping[str, Any]) -> list[Finding]:
     """Return what the layer holds of each concept."""
     relevance = ((metrics.get("concepts") or {}).get("relevance") or {}).get("concepts") or []
     null = next((c for c in relevance if c["name"] == "(random)"), None)
+    regularised = ""
+    if is_regularised(metrics):
+        regularised = (
+            " This fit regularised total effects (interaction_weight): this one is lower than the layer's own, by an "
+            "unknown amount."
+        )
     found = []
     for concept in relevance:
         if concept["name"] in ("residual", "(random)") or concept["first_order"]["value"] is None:
@@ -25,8 +31,18 @@ def concepts(metrics: Mapping[str, Any]) -> list[Finding]:
                 percent(max(0.0, first["value"]), first["standard_error"]),
                 "Share of the concept's variance that the layer fixes for every v (first order). The papers' total "
                 "effect (MSC eq. 20), which depends on how t uses v, is "
-                f"{percent(max(0.0, total['value']))}.{beside}",
+                f"{percent(max(0.0, total['value']))}.{regularised}{beside}",
                 "info",
             )
         )
     return found
+
+
+def is_regularised(metrics: Mapping[str, Any]) -> bool:
+    """Whether t's loss held its interaction of z and v down, which biases total effects.
+
+    >>> is_regularised({"fit": {"interaction_weight": 3.0, "flow_on_concepts": True}}), is_regularised({})
+    (True, False)
+    """
+    fit = metrics.get("fit") or {}
+    return bool(fit.get("interaction_weight")) and bool(fit.get("flow_on_concepts"))
