@@ -42,6 +42,10 @@ class AutoencoderQuality(Result):
         image_metrics: Name -> value, standard error and which way is better, of each metric that was asked for.
         label_overlap: Mean Jaccard index of the sets of labels; nan for other predictions.
         output_similarity: Cosine similarity of embeddings; nan for other predictions.
+        agreement_interval: Of the agreement, at 95 %; see `Faithfulness`, like the last three.
+        agreement_chance: Agreement by chance.
+        kappa: Cohen's kappa.
+        kappa_error: Its standard error.
     """
 
     error: float
@@ -53,6 +57,10 @@ class AutoencoderQuality(Result):
     image_metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     label_overlap: float = math.nan
     output_similarity: float = math.nan
+    agreement_interval: tuple[float, float] = (math.nan, math.nan)
+    agreement_chance: float = math.nan
+    kappa: float = math.nan
+    kappa_error: float = math.nan
 
 
 @torch.no_grad()
@@ -92,6 +100,10 @@ def autoencoder_quality(
         image_metrics=measure_image_metrics(image_metrics, *pairs) if image_metrics else {},
         label_overlap=found.label_overlap,
         output_similarity=found.output_similarity,
+        agreement_interval=found.agreement_interval,
+        agreement_chance=found.agreement_chance,
+        kappa=found.kappa,
+        kappa_error=found.kappa_error,
     )
 
 

@@ -55,6 +55,26 @@ def test_agreement_is_judged_beside_that_of_different_images(agreement, between,
     assert by_label(metrics)["Same prediction as the image"].status == status
 
 
+@pytest.mark.parametrize(
+    ("figures", "status", "told"),
+    [
+        ({"agreement": 0.95, "agreement_chance": 0.1, "kappa": 0.94}, "good", "Cohen's kappa"),
+        ({"agreement": 0.95, "agreement_chance": 0.9, "kappa": 0.5}, "fair", "agree in 90.0 %"),
+        ({"agreement": 0.95, "agreement_chance": 0.94, "kappa": 0.17}, "poor", "is 0.17"),
+        ({"agreement": 1.0, "agreement_chance": 1.0, "kappa": None}, "info", "agreement says little"),
+        ({"agreement": 1.0, "agreement_interval": [0.5, 1.0]}, "fair", "Too few images"),
+        ({"agreement": 0.95, "agreement_interval": [0.9, 0.97]}, "good", "between 90.0 % and 97.0 %"),
+        ({"agreement": 0.95, "agreement_interval": [None, None]}, "good", ""),
+    ],
+)
+def test_agreement_is_judged_by_kappa_and_its_interval(figures, status, told):
+    metrics = copy.deepcopy(METRICS)
+    metrics["faithfulness"] |= figures
+    found = by_label(metrics)["Same prediction as the image"]
+    assert found.status == status
+    assert told in found.meaning
+
+
 def test_agreement_says_nothing_where_all_images_get_one_prediction():
     metrics = copy.deepcopy(METRICS)
     metrics["faithfulness"] |= {"agreement": 1.0, "agreement_between": 1.0}
