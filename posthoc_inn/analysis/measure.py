@@ -122,9 +122,10 @@ def measure(
     trained: ConditionalFlow | None = None,
     linear: ConditionalFlow | None = None,
     image_metrics: Sequence[str] = (),
+    draws: int = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return every figure of a finished fit, as plain data; see `likelihood` for `trained` and `linear`."""
+    """Return every figure of a finished fit, as plain data; see `likelihood` for `trained`, `linear` and `draws`."""
     rows, is_drawn = min(IMAGES, len(held_out)), "latents" in held_out
     if is_drawn:
         # Each picture can take a second: as many as a tenth of those that were made for the fit.
@@ -139,7 +140,7 @@ def measure(
         if is_drawn
         else autoencoder_quality(pipeline, held_out, image_metrics=image_metrics, seed=seed).to_dict(),
         "likelihood": likelihood(
-            pipeline, train, held_out, history, trained=trained, linear=linear, seed=seed
+            pipeline, train, held_out, history, trained=trained, linear=linear, draws=draws, seed=seed
         ).to_dict(),
         "faithfulness": faithfulness(pipeline, z, predictions(held_out, some), samples=SAMPLES, seed=seed).to_dict(),
         "retrieval": retrieval(

@@ -72,6 +72,7 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         trained=result.trained,
         linear=result.linear,
         image_metrics=fit.request.image_metrics,
+        draws=fit.request.draws,
         seed=seed,
     )
     relevance = None

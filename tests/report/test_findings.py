@@ -75,6 +75,29 @@ def test_agreement_is_judged_by_kappa_and_its_interval(figures, status, told):
     assert told in found.meaning
 
 
+@pytest.mark.parametrize(
+    ("figures", "status"),
+    [
+        ({"train": 10.0, "gap_error": 0.5, "gap_per_dim": 0.15}, "poor"),
+        ({"train": 16.0, "gap_error": 0.5, "gap_per_dim": 0.06}, "fair"),
+        ({"train": 16.0, "gap_error": 2.0, "gap_per_dim": 0.06}, "good"),
+        ({"train": 10.0, "gap_error": 0.5, "gap_per_dim": 0.01}, "good"),
+    ],
+)
+def test_a_gap_is_judged_a_dimension_and_beside_its_error(figures, status):
+    metrics = copy.deepcopy(METRICS)
+    metrics["likelihood"] |= figures
+    found = by_label(metrics)["Held-out minus training"]
+    assert found.status == status
+    assert f"± {figures['gap_error']:.2f} nats ({figures['gap_per_dim']:+.3f} a dimension)" in found.value
+
+
+def test_what_twice_the_steps_would_gain_is_told():
+    metrics = copy.deepcopy(METRICS)
+    metrics["likelihood"] |= {"verdict": "still improving", "doubling_gain": 3.14}
+    assert "twice the steps would gain about 3.1 nats" in by_label(metrics)["Training"].meaning
+
+
 def test_agreement_says_nothing_where_all_images_get_one_prediction():
     metrics = copy.deepcopy(METRICS)
     metrics["faithfulness"] |= {"agreement": 1.0, "agreement_between": 1.0}
