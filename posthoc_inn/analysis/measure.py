@@ -123,18 +123,42 @@ def measure(
     linear: ConditionalFlow | None = None,
     image_metrics: Sequence[str] = (),
     draws: int = 1,
+    chosen_by: Cache | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return every figure of a finished fit, as plain data; see `likelihood` for `trained`, `linear` and `draws`."""
+    """Return every figure of a finished fit, as plain data.
+
+    Args:
+        pipeline: The fitted parts.
+        train: Cached training rows.
+        held_out: Cached held-out rows that are measured.
+        history: Of t.
+        autoencoder_history: Of the autoencoder, where it was trained.
+        trained: The t that was trained, like the next two as in `likelihood`.
+        linear: The linear t.
+        image_metrics: Registered image metrics to measure by too.
+        draws: Rows of each training image.
+        chosen_by: Held-out rows that chose the weights; the same ones by default.
+        seed: Of all draws.
+    """
+    chosen_by = held_out if chosen_by is None else chosen_by
+    is_same = chosen_by is held_out
+    every = len(held_out) + (0 if is_same else len(chosen_by))
     rows, is_drawn = min(IMAGES, len(held_out)), "latents" in held_out
     if is_drawn:
         # Each picture can take a second: as many as a tenth of those that were made for the fit.
-        rows = min(rows, max(8, (len(train) + len(held_out)) // (10 * SAMPLES)))
+        rows = min(rows, max(8, (len(train) + every) // (10 * SAMPLES)))
     some = held_out.some(rows, seed=seed)
     z = held_out["z"].rows(some)
     explained = explained_by_invariances(pipeline, held_out["z"].rows(held_out.some(500, seed=seed)), seed=seed)
     return {
-        "images": {"train": len(train), "held_out": len(held_out)},
+        "images": {
+            "train": len(train),
+            "held_out": every,
+            "chose_weights": len(chosen_by),
+            "measured": len(held_out),
+            "are_apart": not is_same,
+        },
         # A draw is its own reconstruction: there is nothing to measure.
         "autoencoder": None
         if is_drawn
