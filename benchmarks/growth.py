@@ -137,9 +137,11 @@ def child(images: int, budget: int, window: int, windows: int) -> None:
     )
     reporter.fit = fit = prepare(subject, FitRequest(data=data, held_out=held_out), reporter=reporter, budget=budget)
     result = fit.run()
+    # Of few held-out images, those that choose are those that are measured.
+    caches = list(dict.fromkeys((result.train, result.selection, result.held_out)))
     say(
-        rows=len(result.train) + len(result.held_out),
-        cached=sum(cached.nbytes for cached in (result.train, result.held_out)),
+        rows=sum(map(len, caches)),
+        cached=sum(cached.nbytes for cached in caches),
         on_disk=[name for name in result.train.names() if result.train[name].is_on_disk],
         resident=resident() - before,
         anonymous=peak.bytes - before_anonymous,

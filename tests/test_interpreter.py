@@ -39,7 +39,7 @@ def test_fit_returns_the_interpreter_and_learned_names_end_in_an_underscore(fitt
     assert isinstance(fitted, Interpreter)
     for name in ("autoencoder_", "flow_", "adapter_", "metrics_", "history_", "pipeline_"):
         assert hasattr(fitted, name)
-    assert fitted.metrics_["images"] == {"train": 144, "held_out": 16}
+    assert fitted.metrics_["images"].items() >= {"train": 144, "held_out": 16}.items()
 
 
 def test_samples_are_pictures_and_depend_on_the_seed_alone(fitted, digits):

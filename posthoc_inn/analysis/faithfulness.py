@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from posthoc_inn.analysis.intervals import agreement_interval
 from posthoc_inn.analysis.results import Result, share_with_error
 from posthoc_inn.features.outputs import overlap, same
 from posthoc_inn.pipeline import Pipeline
@@ -34,8 +36,14 @@ class Faithfulness(Result):
         similarity_between: Cosine similarity of z between different images: what no faithfulness would give.
         images: Held-out images used.
         samples: Samples per image.
-        agreement_between: Agreement of predictions for different images: 1 where the model says the same of all, so
-            that agreement tells nothing.
+        agreement_between: Agreement of predictions for different images, over all pairs: 1 where the model says the
+            same of all, so that agreement tells nothing.
+        agreement_interval: Of the agreement, at 95 %, over images (`agreement_interval`).
+        agreement_chance: Agreement that samples would have which do not depend on their image, and are predicted to be
+            of each class as often as they are: the sum over classes of p(image) p(sample). A set of labels is a class.
+        kappa: Cohen's kappa, (agreement - chance) / (1 - chance): 1 is perfect, 0 what chance gives; nan where chance
+            is 1.
+        kappa_error: Its standard error over images.
         label_overlap: Of sets of labels: their mean Jaccard index; nan for other predictions.
         label_overlap_between: The same between different images.
         output_similarity: Of embeddings: cosine similarity of the output for a sample to that for its image; nan for
@@ -52,6 +60,10 @@ class Faithfulness(Result):
     images: int
     samples: int
     agreement_between: float = math.nan
+    agreement_interval: tuple[float, float] = (math.nan, math.nan)
+    agreement_chance: float = math.nan
+    kappa: float = math.nan
+    kappa_error: float = math.nan
     label_overlap: float = math.nan
     label_overlap_between: float = math.nan
     output_similarity: float = math.nan
@@ -103,7 +115,7 @@ class Asked:
             self._between.append(_cosine(self._last, self._first))
         cosine = torch.cat(self._cosine)
         similarity, similarity_error = share_with_error(cosine.tolist())
-        compared: dict[str, float] = {}
+        compared: dict[str, Any] = {}
         if self._own:
             compared = compare_predictions(torch.cat(self._own), torch.cat(self._said), self.per_image)
         return Faithfulness(
@@ -134,7 +146,7 @@ def compare_with_model(
     return asked.result()
 
 
-def compare_predictions(own: Tensor, said: Tensor, per_image: int) -> dict[str, float]:
+def compare_predictions(own: Tensor, said: Tensor, per_image: int) -> dict[str, Any]:
     """Compare what the model says of pictures with what it says of the images they were made for.
 
     Args:
@@ -149,22 +161,65 @@ def compare_predictions(own: Tensor, said: Tensor, per_image: int) -> dict[str, 
     0.75
     """
     owner = own.repeat_interleave(per_image, 0)
-    several = len(own) > 1
 
-    def figures(compare: Callable[[Tensor, Tensor], Tensor], name: str, *, with_error: bool = True) -> dict[str, float]:
-        rows = compare(said, owner).double().reshape(-1, per_image).mean(dim=1)
-        value, error = share_with_error(rows.tolist())
-        found = {name: value, f"{name}_between": math.nan}
-        if with_error:
-            found[f"{name}_error"] = error
-        if several:
-            found[f"{name}_between"] = float(compare(own, own.roll(1, 0)).double().mean())
-        return found
+    def by_image(compare: Callable[[Tensor, Tensor], Tensor]) -> list[float]:
+        rows: list[float] = compare(said, owner).double().reshape(-1, per_image).mean(dim=1).tolist()
+        return rows
+
+    def between(compare: Callable[[Tensor, Tensor], Tensor]) -> float:
+        return float(compare(own, own.roll(1, 0)).double().mean()) if len(own) > 1 else math.nan
 
     if own.is_floating_point():
-        return figures(_cosine, "output_similarity")
-    found = figures(same, "agreement")
-    return found if own.ndim == 1 else {**found, **figures(overlap, "label_overlap", with_error=False)}
+        value, error = share_with_error(by_image(_cosine))
+        return {
+            "output_similarity": value,
+            "output_similarity_error": error,
+            "output_similarity_between": between(_cosine),
+        }
+    shares = by_image(same)
+    value, error = share_with_error(shares)
+    found: dict[str, Any] = {
+        "agreement": value,
+        "agreement_error": error,
+        "agreement_interval": agreement_interval(shares, per_image),
+        **_beside_chance(own, said, torch.tensor(shares, dtype=torch.float64)),
+    }
+    if own.ndim > 1:
+        found["label_overlap"] = share_with_error(by_image(overlap))[0]
+        found["label_overlap_between"] = between(overlap)
+    return found
+
+
+def _beside_chance(own: Tensor, said: Tensor, shares: Tensor) -> dict[str, float]:
+    """Return what an agreement is to be seen beside: that of different images, that by chance, and Cohen's kappa.
+
+    Args:
+        own: Of the images, classes (B,) or sets of labels (B, L).
+        said: Of the pictures, those of one image together.
+        shares: Of each image's pictures, those that agree, (B,), float64.
+    """
+    # A set of labels is a class of its own: agreement asks for exactly the same set.
+    names = torch.unique(torch.cat([own, said]), dim=0, return_inverse=True)[1]
+    count, n = int(names.max()) + 1, len(own)
+    image, picture = names[:n], names[n:].reshape(n, -1)
+    of_image = torch.bincount(image, minlength=count).double()
+    p, q = of_image / n, torch.bincount(picture.flatten(), minlength=count).double() / picture.numel()
+    chance = float(p @ q)
+    found = {
+        "agreement_between": float((of_image * (of_image - 1)).sum() / (n * (n - 1))) if n > 1 else math.nan,
+        "agreement_chance": chance,
+        "kappa": math.nan,
+        "kappa_error": math.nan,
+    }
+    if 1 - chance > 1e-12:
+        agreement = float(shares.mean())
+        found["kappa"] = (agreement - chance) / (1 - chance)
+        # By the delta method: what each image contributes to agreement and to chance, both sides of which it is in.
+        to_chance = q[image] + p[picture].mean(1) - 2 * chance
+        each = (shares - agreement) / (1 - chance) - (1 - agreement) / (1 - chance) ** 2 * to_chance
+        if n > 1:
+            found["kappa_error"] = float(each.std() / math.sqrt(n))
+    return found
 
 
 @torch.no_grad()

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from scipy import stats
 from torch import Tensor
 
+from posthoc_inn.analysis.intervals import joint_freedom
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.flows import ConditionalFlow, computing_in
@@ -27,6 +29,11 @@ class Likelihood(Result):
         held_out_error: Its standard error.
         held_out_per_dim: Divided by D.
         train: On as many training images.
+        gap: Held-out minus training: what t has learned by heart.
+        gap_error: Its standard error, over images.
+        gap_per_dim: `gap` divided by D.
+        doubling_gain: Nats that twice the steps are expected to gain (`History.expected_gain`); nan where the curve is
+            too short to tell.
         standard_normal: Of the same latents under N(0, 1): what a t that does nothing would give.
         noise_floor: Entropy of the encoder's own noise, which no t can go below.
         v_mean: Mean of v over all dimensions; 0 for a perfect t.
@@ -64,11 +71,15 @@ class Likelihood(Result):
     linear: float = math.nan
     linear_gain: float = math.nan
     linear_gain_error: float = math.nan
+    gap: float = math.nan
+    gap_error: float = math.nan
+    gap_per_dim: float = math.nan
+    doubling_gain: float = math.nan
 
 
 ADVICE: dict[Verdict, str] = {
     "converged": "More steps would not gain; a wider preset might.",
-    "still improving": "The likelihood was still rising at the end: train longer (--steps).",
+    "still improving": "More steps would still gain: train longer (--steps).",
     "overfitting": "t fits its training images better than held-out ones; the weights that were best on held-out ones "
     "were kept. More images, or more random draws of each, help most.",
     "diverged": "Do not trust the samples: lower the learning rate or look at the data for outliers.",
@@ -77,8 +88,10 @@ ADVICE: dict[Verdict, str] = {
 LOOKS = 2048
 """Images that round trips, and what precision changes, are measured on."""
 
-GAP = 1.0
-"""Nats between training and held-out likelihood that count as overfitting."""
+MATTERS = 0.02
+"""Nats a dimension that matter: of a gap to training images, of a rise of the curve, of what more steps would gain."""
+CHANCE = 1e-3
+"""Share of flows without any gap whose gap is taken for one."""
 
 
 def _drawn(pipeline: Pipeline, cache: Cache, limit: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,6 +116,7 @@ def likelihood(
     *,
     trained: ConditionalFlow | None = None,
     linear: ConditionalFlow | None = None,
+    draws: int = 1,
     limit: int = 10_000,
     seed: int = 0,
 ) -> Likelihood:
@@ -115,6 +129,7 @@ def likelihood(
         history: Of t's training, for the verdict.
         trained: The t that was trained; the pipeline's by default.
         linear: The linear t for the same rows, to compare with.
+        draws: Rows of each training image.
         limit: Images of each used at the most.
         seed: Seed of the encoder's noise.
     """
@@ -127,15 +142,17 @@ def likelihood(
         low_sample = _inverse(pipeline, v, context)
     train_context, train_z_bar, _ = _drawn(pipeline, train, limit, derived(seed, "train"))
     _, train_nll = pipeline.invariances(train_z_bar, train_context)
-    nll, train_mean = nll.double().cpu(), float(train_nll.double().mean())
-    verdict = history.verdict(tolerance=0.25)
-    if verdict == "converged" and float(nll.mean()) - train_mean > GAP:
+    nll, train_nll = nll.double().cpu(), train_nll.double().cpu()
+    gap, gap_error, is_overfit = generalisation_gap(nll, train_nll, dim=pipeline.latent_dim, draws=draws)
+    error = float(nll.std() / math.sqrt(len(nll)))
+    verdict = history.verdict(tolerance=MATTERS * pipeline.latent_dim, error=error if len(nll) > 1 else math.inf)
+    if verdict == "converged" and is_overfit:
         verdict = "overfitting"
     return Likelihood(
         held_out=float(nll.mean()),
-        held_out_error=float(nll.std() / math.sqrt(len(nll))),
+        held_out_error=error,
         held_out_per_dim=float(nll.mean()) / pipeline.latent_dim,
-        train=train_mean,
+        train=float(train_nll.mean()),
         standard_normal=float(standard_normal_nll(z_bar).double().mean()),
         noise_floor=float(encoder_noise_entropy(std).double().mean()),
         v_mean=float(v.mean()),
@@ -147,8 +164,37 @@ def likelihood(
         verdict=verdict,
         advice=ADVICE[verdict],
         is_linear=not pipeline.flow.is_trained,
+        gap=gap,
+        gap_error=gap_error,
+        gap_per_dim=gap / pipeline.latent_dim,
+        doubling_gain=history.expected_gain(),
         **_beside(pipeline, trained or pipeline.flow, linear, held_out, z_bar, nll),
     )
+
+
+def generalisation_gap(held_out: Tensor, train: Tensor, *, dim: int, draws: int = 1) -> tuple[float, float, bool]:
+    """Return held-out minus training nats, its standard error, and whether that is overfitting.
+
+    It is where the gap is more than `MATTERS` a dimension, and more than chance makes of none in all but `CHANCE` of
+    cases (Welch's t, one-sided).
+
+    Args:
+        held_out: Nats of each held-out image, (N,).
+        train: Nats of each training row, (M,).
+        dim: D.
+        draws: Rows of each training image: together they tell as much as one.
+
+    >>> generalisation_gap(torch.tensor([3.0, 5.0, 4.0]), torch.tensor([1.0, 3.0, 2.0]), dim=2)
+    (2.0, 0.816496580927726, False)
+    """
+    gap, counts = float(held_out.mean() - train.mean()), (len(held_out), max(1, len(train) // draws))
+    if min(*counts, len(train)) < 2:
+        return gap, math.nan, False
+    variances = float(held_out.var()) / counts[0], float(train.var()) / counts[1]
+    error = math.sqrt(sum(variances))
+    freedom = joint_freedom(variances, counts)
+    is_clear = float(stats.t.sf(gap / error, freedom)) < CHANCE if error > 0 else gap > 0
+    return gap, error, is_clear and gap > MATTERS * dim
 
 
 def _beside(

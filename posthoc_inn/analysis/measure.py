@@ -42,6 +42,10 @@ class AutoencoderQuality(Result):
         image_metrics: Name -> value, standard error and which way is better, of each metric that was asked for.
         label_overlap: Mean Jaccard index of the sets of labels; nan for other predictions.
         output_similarity: Cosine similarity of embeddings; nan for other predictions.
+        agreement_interval: Of the agreement, at 95 %; see `Faithfulness`, like the last three.
+        agreement_chance: Agreement by chance.
+        kappa: Cohen's kappa.
+        kappa_error: Its standard error.
     """
 
     error: float
@@ -53,6 +57,10 @@ class AutoencoderQuality(Result):
     image_metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     label_overlap: float = math.nan
     output_similarity: float = math.nan
+    agreement_interval: tuple[float, float] = (math.nan, math.nan)
+    agreement_chance: float = math.nan
+    kappa: float = math.nan
+    kappa_error: float = math.nan
 
 
 @torch.no_grad()
@@ -92,6 +100,10 @@ def autoencoder_quality(
         image_metrics=measure_image_metrics(image_metrics, *pairs) if image_metrics else {},
         label_overlap=found.label_overlap,
         output_similarity=found.output_similarity,
+        agreement_interval=found.agreement_interval,
+        agreement_chance=found.agreement_chance,
+        kappa=found.kappa,
+        kappa_error=found.kappa_error,
     )
 
 
@@ -110,24 +122,49 @@ def measure(
     trained: ConditionalFlow | None = None,
     linear: ConditionalFlow | None = None,
     image_metrics: Sequence[str] = (),
+    draws: int = 1,
+    chosen_by: Cache | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return every figure of a finished fit, as plain data; see `likelihood` for `trained` and `linear`."""
+    """Return every figure of a finished fit, as plain data.
+
+    Args:
+        pipeline: The fitted parts.
+        train: Cached training rows.
+        held_out: Cached held-out rows that are measured.
+        history: Of t.
+        autoencoder_history: Of the autoencoder, where it was trained.
+        trained: The t that was trained, like the next two as in `likelihood`.
+        linear: The linear t.
+        image_metrics: Registered image metrics to measure by too.
+        draws: Rows of each training image.
+        chosen_by: Held-out rows that chose the weights; the same ones by default.
+        seed: Of all draws.
+    """
+    chosen_by = held_out if chosen_by is None else chosen_by
+    is_same = chosen_by is held_out
+    every = len(held_out) + (0 if is_same else len(chosen_by))
     rows, is_drawn = min(IMAGES, len(held_out)), "latents" in held_out
     if is_drawn:
         # Each picture can take a second: as many as a tenth of those that were made for the fit.
-        rows = min(rows, max(8, (len(train) + len(held_out)) // (10 * SAMPLES)))
+        rows = min(rows, max(8, (len(train) + every) // (10 * SAMPLES)))
     some = held_out.some(rows, seed=seed)
     z = held_out["z"].rows(some)
     explained = explained_by_invariances(pipeline, held_out["z"].rows(held_out.some(500, seed=seed)), seed=seed)
     return {
-        "images": {"train": len(train), "held_out": len(held_out)},
+        "images": {
+            "train": len(train),
+            "held_out": every,
+            "chose_weights": len(chosen_by),
+            "measured": len(held_out),
+            "are_apart": not is_same,
+        },
         # A draw is its own reconstruction: there is nothing to measure.
         "autoencoder": None
         if is_drawn
         else autoencoder_quality(pipeline, held_out, image_metrics=image_metrics, seed=seed).to_dict(),
         "likelihood": likelihood(
-            pipeline, train, held_out, history, trained=trained, linear=linear, seed=seed
+            pipeline, train, held_out, history, trained=trained, linear=linear, draws=draws, seed=seed
         ).to_dict(),
         "faithfulness": faithfulness(pipeline, z, predictions(held_out, some), samples=SAMPLES, seed=seed).to_dict(),
         "retrieval": retrieval(

@@ -33,7 +33,8 @@ from posthoc_inn.rows.cache import Cache
 from posthoc_inn.rows.identity import key_of
 from posthoc_inn.rows.latents import Rows
 from posthoc_inn.rows.pairs import RowPairs
-from posthoc_inn.rows.reader import IMAGE, LABEL
+from posthoc_inn.rows.part import IMAGE
+from posthoc_inn.rows.reader import LABEL
 from posthoc_inn.seeds import derived
 from posthoc_inn.training import History, train
 from posthoc_inn.training.factors import HELD_OUT_PAIRS, DensityTask, FactorTask

@@ -13,7 +13,10 @@ from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.files import plain
 from posthoc_inn.fit.parts import FitResult
 from posthoc_inn.fit.stages import Fit
+from posthoc_inn.images import BatchSource
 from posthoc_inn.objectives import drawn
+from posthoc_inn.rows.cache import Cache
+from posthoc_inn.rows.part import CachePart
 
 RELEVANCE_IMAGES = 1000
 """Held-out images that the concepts' relevance is measured on."""
@@ -72,6 +75,8 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         trained=result.trained,
         linear=result.linear,
         image_metrics=fit.request.image_metrics,
+        draws=fit.request.draws,
+        chosen_by=result.selection,
         seed=seed,
     )
     relevance = None
@@ -112,4 +117,20 @@ def _examples(fit: Fit, result: FitResult, seed: int) -> Examples:
     mean, std = rows["mean"].rows(index), rows["std"].rows(index)
     pipeline = fit.parts.pipeline()
     v, _ = pipeline.invariances(drawn(mean, std, seed), pipeline.context(rows["z"].rows(index)))
-    return Examples(fit.parts.held_out.look(EXAMPLES)["images"], v.cpu())
+    return Examples(_shown(fit.parts.held_out, rows), v.cpu())
+
+
+def _shown(data: BatchSource, rows: Cache) -> Tensor:
+    """Return the first images that are measured, (B, C, H, W), as the user gave them."""
+    if not isinstance(rows, CachePart) or data.few is not None:
+        return data.look(EXAMPLES)["images"]
+    found: list[Tensor] = []
+    start, count = 0, 0
+    for batch in data.batches(draw=0):  # the pass that rows were read in
+        images = batch["images"]
+        inside = (rows.index >= start) & (rows.index < start + len(images))
+        found.append(images[rows.index[inside] - start])
+        start, count = start + len(images), count + int(inside.sum())
+        if count >= EXAMPLES:
+            break
+    return torch.cat(found)[:EXAMPLES]

@@ -82,7 +82,8 @@ class FitResult:
         autoencoder: E and D.
         flow: t.
         train: Cached training rows.
-        held_out: Cached held-out rows.
+        selection: Cached held-out rows that chose weights, ridge and whether t is the linear one.
+        held_out: Those that are measured: others, where there are enough (`part_held_out`).
         autoencoder_history: None when the autoencoder was given.
         flow_history: Curve of t.
         concepts: e, its curve and the concepts' scores, where there are concepts.
@@ -95,6 +96,7 @@ class FitResult:
     autoencoder: Autoencoder
     flow: ConditionalFlow
     train: Cache
+    selection: Cache
     held_out: Cache
     autoencoder_history: History | None
     flow_history: History

@@ -22,6 +22,7 @@ from posthoc_inn.fit.concepts import (
     INITIALIZATION_ROWS,
     BoundConcepts,
     ConceptFit,
+    ConceptRequest,
     bind,
     check_request,
     fit_concepts,
@@ -49,6 +50,7 @@ from posthoc_inn.rows.identity import (
     identity_of_rows,
     key_of,
 )
+from posthoc_inn.rows.part import part_held_out
 from posthoc_inn.rows.reader import RowReader
 from posthoc_inn.training import History, train
 from posthoc_inn.training.precision import fabric_for
@@ -175,13 +177,16 @@ class Fit:
         for note in self.notes:
             self.reporter.note(f"Note: {note}")
         train_rows, held_rows, extra_rows = self._stage("features", self._read)
-        bound = None if parts.concepts is None else bind(parts.concepts, train_rows, held_rows, extra_rows)
+        selection, measured = part_held_out(held_rows, seed=config.flow.seed)
+        bound, chooses_e = None, selection
+        if parts.concepts is not None:
+            bound, chooses_e = self._bind(parts.concepts, train_rows, (selection, held_rows), extra_rows)
         if bound is not None:
             check_request(bound, config.concepts, config.latent_dim)
         autoencoder_history = None
         if not parts.autoencoder_is_fitted:
             autoencoder_history = self._trained(
-                "autoencoder", lambda: self._train_autoencoder(train_rows, held_rows, extra_rows)
+                "autoencoder", lambda: self._train_autoencoder(train_rows, selection, extra_rows)
             )
         parts.autoencoder.eval()
         if "autoencoder" in self.threads:
@@ -190,20 +195,21 @@ class Fit:
         self._stage("latents", lambda: self._reader.encode(parts.autoencoder, *caches))
         found = None
         if bound is not None:
-            found = self._trained("e", lambda: self._fit_concepts(bound, train_rows, held_rows, extra_rows))
+            found = self._trained("e", lambda: self._fit_concepts(bound, train_rows, chooses_e, extra_rows))
             if parts.learns_concepts and bound.source is not None:
                 parts.flow.set_base(found.model.flow)
         some = train_rows["z"].rows(torch.arange(min(len(train_rows), config.flow_training.batch_size)))
-        history = self._trained("t", lambda: self._train_flow(train_rows, held_rows), z=some)
+        history = self._trained("t", lambda: self._train_flow(train_rows, selection), z=some)
         # Everything after training asks for exact inverses: full precision costs little there.
         set_compute_dtype(parts.flow, None)
         trained = parts.flow
-        linear = self._stage("t", lambda: self._beside_linear(train_rows, held_rows))
+        linear = self._stage("t", lambda: self._beside_linear(train_rows, selection))
         self._result = FitResult(
             parts.autoencoder,
             self.parts.flow,
             train_rows,
-            held_rows,
+            selection,
+            measured,
             autoencoder_history,
             history,
             found,
@@ -307,6 +313,24 @@ class Fit:
         extra = None if parts.concepts is None else parts.concepts.extra
         key = key_of(self._identity)
         return self._reader.read(parts.data, parts.held_out, self.request.draws, extra, key=key)
+
+    def _bind(
+        self, wanted: ConceptRequest, rows: Cache, held_out: tuple[Cache, Cache], extra: Cache | None
+    ) -> tuple[BoundConcepts, Cache]:
+        """Return the concepts over cached rows, and the held-out rows that choose e.
+
+        Those are the first of `held_out`, or the second, which are all, where a concept has too few pairs in a part.
+        """
+        selection, everything = held_out
+        bound = bind(wanted, rows, selection, extra)
+        if bound.held_out is None and selection is not everything:
+            whole = bind(wanted, rows, everything, extra)
+            if whole.held_out is not None:
+                self.reporter.note(
+                    "Note: held-out pairs are too few to be parted: e is chosen by all, those that are measured too."
+                )
+                return whole, everything
+        return bound, selection
 
     def _key(self, *networks: torch.nn.Module) -> str:
         """Return what a checkpoint is kept under: what the fit is of, and the trained networks it builds on."""

@@ -21,6 +21,7 @@ from posthoc_inn.images import Batch, BatchSource
 from posthoc_inn.images.adapter import InputAdapter
 from posthoc_inn.progress import Reporter
 from posthoc_inn.rows.cache import Budget, Cache, pixels, unit
+from posthoc_inn.rows.part import IMAGE
 
 LABEL = "label:"
 """What the columns of labels start with."""
@@ -31,8 +32,6 @@ TOGETHER = 64
 """Draws after which rows are committed: a killed run makes fewer anew."""
 PICTURES = 8 * 2**30
 """Bytes of a generator's pictures above which rows are kept without them."""
-IMAGE = "image"
-"""Column of the image's index in the data that it came from."""
 
 
 class RowReader:

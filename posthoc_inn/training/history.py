@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from posthoc_inn.training.curve import gain_of_doubling
+
 Verdict = Literal["converged", "still improving", "overfitting", "diverged"]
 
 
@@ -66,16 +68,28 @@ class History:
         """Looks at held-out data since the best one."""
         return sum(row["step"] > self.best_step for row in self.rows) if self.rows else 0
 
-    def verdict(self, *, tolerance: float) -> Verdict:
+    def expected_gain(self) -> float:
+        """Return by how much twice the steps are expected to lower the held-out loss; see `gain_of_doubling`.
+
+        0 where patience ran out; nan where there are too few looks.
+        """
+        if self.stopped == "early" or not self.rows:
+            return 0.0
+        columns = ([row[name] for row in self.rows] for name in ("step", "lr", "held_out"))
+        return gain_of_doubling(*columns)
+
+    def verdict(self, *, tolerance: float, error: float = 0.0) -> Verdict:
         """Judge the run by its held-out curve.
 
         Args:
             tolerance: Change of the held-out loss, in its own units, that does not matter.
+            error: Standard error of the held-out loss.
 
         Returns:
             "diverged" when the last loss is not finite or much worse than the first; "overfitting" when the
-            held-out loss had risen by more than `tolerance` above its best at the end while the training loss
-            fell; "still improving" when the last fifth of the run still gained more than `tolerance`; else
+            held-out loss had risen by more than `tolerance` and `error` above its best at the end while the training
+            loss fell; "still improving" when twice the steps are expected to gain more than `tolerance`
+            (`expected_gain`), or, of a run with too few looks to tell, when the last look gained as much; else
             "converged".
         """
         if not self.rows:
@@ -84,12 +98,12 @@ class History:
         if not math.isfinite(last) or last > max(first, self.best_loss) + 100 * tolerance:
             return "diverged"
         best = next(row for row in self.rows if row["step"] == self.best_step)
-        if last > self.best_loss + tolerance and self.rows[-1]["train"] < best["train"]:
+        if last > self.best_loss + tolerance + error and self.rows[-1]["train"] < best["train"]:
             return "overfitting"
-        before = [row["held_out"] for row in self.rows if row["step"] <= 0.8 * self.rows[-1]["step"]]
-        if before and min(before) - self.best_loss > tolerance:
-            return "still improving"
-        return "converged"
+        gain = self.expected_gain()
+        if math.isnan(gain):
+            gain = self.rows[-2]["held_out"] - last if len(self.rows) > 1 else 0.0
+        return "still improving" if gain > tolerance else "converged"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""

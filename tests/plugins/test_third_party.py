@@ -62,7 +62,7 @@ def test_its_parts_are_fitted_and_analysed_by_the_built_in_commands(posthoc_inn,
     posthoc_inn("fit", *model, *data, *learn, *steps, "--precision", "32", "--quiet", "--out", str(out))
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["concepts"]["names"] == ["color", "(random)"]
-    assert metrics["images"] == {"train": 64, "held_out": 16}
+    assert metrics["images"].items() >= {"train": 64, "held_out": 16}.items()
     events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     assert [(e["event"], e["stage"]) for e in events] == [
         ("started", "fit"),

@@ -55,6 +55,49 @@ def test_agreement_is_judged_beside_that_of_different_images(agreement, between,
     assert by_label(metrics)["Same prediction as the image"].status == status
 
 
+@pytest.mark.parametrize(
+    ("figures", "status", "told"),
+    [
+        ({"agreement": 0.95, "agreement_chance": 0.1, "kappa": 0.94}, "good", "Cohen's kappa"),
+        ({"agreement": 0.95, "agreement_chance": 0.9, "kappa": 0.5}, "fair", "agree in 90.0 %"),
+        ({"agreement": 0.95, "agreement_chance": 0.94, "kappa": 0.17}, "poor", "is 0.17"),
+        ({"agreement": 1.0, "agreement_chance": 1.0, "kappa": None}, "info", "agreement says little"),
+        ({"agreement": 1.0, "agreement_interval": [0.5, 1.0]}, "fair", "Too few images"),
+        ({"agreement": 0.95, "agreement_interval": [0.9, 0.97]}, "good", "between 90.0 % and 97.0 %"),
+        ({"agreement": 0.95, "agreement_interval": [None, None]}, "good", ""),
+    ],
+)
+def test_agreement_is_judged_by_kappa_and_its_interval(figures, status, told):
+    metrics = copy.deepcopy(METRICS)
+    metrics["faithfulness"] |= figures
+    found = by_label(metrics)["Same prediction as the image"]
+    assert found.status == status
+    assert told in found.meaning
+
+
+@pytest.mark.parametrize(
+    ("figures", "status"),
+    [
+        ({"train": 10.0, "gap_error": 0.5, "gap_per_dim": 0.15}, "poor"),
+        ({"train": 16.0, "gap_error": 0.5, "gap_per_dim": 0.06}, "fair"),
+        ({"train": 16.0, "gap_error": 2.0, "gap_per_dim": 0.06}, "good"),
+        ({"train": 10.0, "gap_error": 0.5, "gap_per_dim": 0.01}, "good"),
+    ],
+)
+def test_a_gap_is_judged_a_dimension_and_beside_its_error(figures, status):
+    metrics = copy.deepcopy(METRICS)
+    metrics["likelihood"] |= figures
+    found = by_label(metrics)["Held-out minus training"]
+    assert found.status == status
+    assert f"± {figures['gap_error']:.2f} nats ({figures['gap_per_dim']:+.3f} a dimension)" in found.value
+
+
+def test_what_twice_the_steps_would_gain_is_told():
+    metrics = copy.deepcopy(METRICS)
+    metrics["likelihood"] |= {"verdict": "still improving", "doubling_gain": 3.14}
+    assert "twice the steps would gain about 3.1 nats" in by_label(metrics)["Training"].meaning
+
+
 def test_agreement_says_nothing_where_all_images_get_one_prediction():
     metrics = copy.deepcopy(METRICS)
     metrics["faithfulness"] |= {"agreement": 1.0, "agreement_between": 1.0}

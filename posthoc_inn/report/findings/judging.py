@@ -11,7 +11,7 @@ Status = Literal["good", "fair", "poor", "info"]
 NEARLY_ALL = 0.95
 """Agreement of different images above which that of samples says little."""
 SIMILARITY_GAIN = (0.75, 0.50)
-"""Share of the way from different images' similarity to perfect similarity."""
+"""Share of the way from different images' similarity, or from agreement by chance (kappa), to a perfect one."""
 ONE_FOR_ALL = "one for all images"
 """Value of an agreement that says nothing."""
 
@@ -76,14 +76,27 @@ def agreement(
     """Return what there is to know beside an agreement of classes or sets of labels, and whether it is good."""
     beside = metrics.get("faithfulness") or {}
     between, overlap = beside.get("agreement_between"), figures.get("label_overlap")
-    text = "" if between is None else f" Two different images have the same in {percent(between)}."
+    low, high = figures.get("agreement_interval") or (None, None)
+    text = ""
+    if low is not None and high is not None:
+        text += f" With 95 % confidence it lies between {percent(low)} and {percent(high)}."
+    text += "" if between is None else f" Two different images have the same in {percent(between)}."
+    chance, kappa = figures.get("agreement_chance"), figures.get("kappa")
+    if chance is not None and kappa is not None:
+        text += f" By chance alone, the predictions would agree in {percent(chance)}: Cohen's kappa, "
+        text += f"which is 0 for chance and 1 for full agreement, is {kappa:.2f}."
     if overlap is not None:
         apart = beside.get("label_overlap_between")
         text += f" The sets overlap by {percent(overlap)} (Jaccard index)"
         text += "." if apart is None else f", those of different images by {percent(apart)}."
-    if between is not None and between >= NEARLY_ALL:
+    if (between is not None and between >= NEARLY_ALL) or (chance is not None and kappa is None):
         return f"{text} Where nearly all images get one prediction, agreement says little.", "info"
     if overlap is not None:
         return text, gain(overlap, beside.get("label_overlap_between"))
-    by_itself, beside_others = judge(figures["agreement"], limits), gain(figures["agreement"], between)
-    return text, max(by_itself, beside_others, key=("good", "fair", "poor").index)
+    beyond = gain(figures["agreement"], between) if kappa is None else judge(kappa, SIMILARITY_GAIN)
+    found = [judge(figures["agreement"], limits), beyond]
+    if low is not None and low < limits[1]:
+        # So few images that it may as well be worse than fair: not called good.
+        found.append("fair")
+        text += " Too few images were measured to be sure."
+    return text, max(found, key=("good", "fair", "poor").index)
