@@ -10,6 +10,7 @@ from posthoc_inn.analysis.frechet import FeatureNetwork, FrechetDistance, freche
 from posthoc_inn.analysis.generative import GenerativeQuality, generate, generative_quality
 from posthoc_inn.analysis.groups import GroupComparison, GroupOfImages, compare_groups
 from posthoc_inn.analysis.invariance import ExplainedByInvariances, explained_by_invariances, explained_share
+from posthoc_inn.analysis.ladder import Rung
 from posthoc_inn.analysis.likelihood import Likelihood, likelihood
 from posthoc_inn.analysis.maps import InvarianceMaps, LayerMaps, invariance_maps
 from posthoc_inn.analysis.measure import AutoencoderQuality, autoencoder_quality, measure
@@ -49,6 +50,7 @@ __all__ = [
     "Result",
     "ResponseEmbedding",
     "Retrieval",
+    "Rung",
     "Samples",
     "Share",
     "WalkDensity",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from posthoc_inn.analysis.ladder import Rung, ladder, rung
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.flows import ConditionalFlow, computing_in
@@ -43,6 +44,7 @@ class Likelihood(Result):
         linear: The same of the linear t (ridge regression with a full residual covariance, in closed form).
         linear_gain: Nats by which the trained t is likelier than the linear one.
         linear_gain_error: Its standard error.
+        ladder: What simpler answers cost on the same latents, t itself, and the floor; see `Rung`.
     """
 
     held_out: float
@@ -64,6 +66,7 @@ class Likelihood(Result):
     linear: float = math.nan
     linear_gain: float = math.nan
     linear_gain_error: float = math.nan
+    ladder: tuple[Rung, ...] = ()
 
 
 ADVICE: dict[Verdict, str] = {
@@ -81,13 +84,27 @@ GAP = 1.0
 """Nats between training and held-out likelihood that count as overfitting."""
 
 
-def _drawn(pipeline: Pipeline, cache: Cache, limit: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return H(z), z_bar drawn from the encoder, and its deviation, for up to `limit` rows."""
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a cache: their numbers (N,), H(z), z_bar drawn from the encoder, and its deviation (N, D)."""
+
+    cache: Cache
+    index: Tensor
+    context: Tensor
+    z_bar: Tensor
+    std: Tensor
+
+
+def _context(pipeline: Pipeline, cache: Cache, index: Tensor) -> Tensor:
+    # z itself can be large: it is read in parts.
+    return torch.cat([pipeline.context(cache["z"].rows(part)) for part in index.split(CHUNK)])
+
+
+def _drawn(pipeline: Pipeline, cache: Cache, limit: int, seed: int) -> _Rows:
+    """Return up to `limit` rows, chosen at random."""
     index = cache.some(limit, seed=seed)
     mean, std = cache["mean"].rows(index), cache["std"].rows(index)
-    # z itself can be large: it is read in parts.
-    context = torch.cat([pipeline.context(cache["z"].rows(part)) for part in index.split(CHUNK)])
-    return context, drawn(mean, std, seed), std
+    return _Rows(cache, index, _context(pipeline, cache, index), drawn(mean, std, seed), std)
 
 
 def _inverse(pipeline: Pipeline, v: Tensor, context: Tensor) -> Tensor:
@@ -118,26 +135,37 @@ def likelihood(
         limit: Images of each used at the most.
         seed: Seed of the encoder's noise.
     """
-    context, z_bar, std = _drawn(pipeline, held_out, limit, seed)
+    rows = _drawn(pipeline, held_out, limit, seed)
+    context, z_bar = rows.context, rows.z_bar
     v, nll = pipeline.invariances(z_bar, context)
     back = _inverse(pipeline, v, context)
     with computing_in(pipeline.flow, torch.bfloat16):
         low_v, low_nll = pipeline.invariances(z_bar[:LOOKS], context[:LOOKS])
         low_back = _inverse(pipeline, low_v, context)
         low_sample = _inverse(pipeline, v, context)
-    train_context, train_z_bar, _ = _drawn(pipeline, train, limit, derived(seed, "train"))
-    _, train_nll = pipeline.invariances(train_z_bar, train_context)
+    trained_on = _drawn(pipeline, train, limit, derived(seed, "train"))
+    _, train_nll = pipeline.invariances(trained_on.z_bar, trained_on.context)
     nll, train_mean = nll.double().cpu(), float(train_nll.double().mean())
     verdict = history.verdict(tolerance=0.25)
     if verdict == "converged" and float(nll.mean()) - train_mean > GAP:
         verdict = "overfitting"
+    its, simpler = (None if flow is None else _nats(pipeline, flow, rows, nll) for flow in (trained, linear))
+    rungs = ladder(
+        train,
+        z_bar,
+        rows.std,
+        nll,
+        linear=simpler,
+        other=lambda places: pipeline.invariances(z_bar, context[places.to(context.device)])[1],
+        seed=seed,
+    )
     return Likelihood(
         held_out=float(nll.mean()),
         held_out_error=float(nll.std() / math.sqrt(len(nll))),
         held_out_per_dim=float(nll.mean()) / pipeline.latent_dim,
         train=train_mean,
         standard_normal=float(standard_normal_nll(z_bar).double().mean()),
-        noise_floor=float(encoder_noise_entropy(std).double().mean()),
+        noise_floor=float(encoder_noise_entropy(rows.std).double().mean()),
         v_mean=float(v.mean()),
         v_std=float(v.std()),
         round_trip=float((back - z_bar[:LOOKS]).abs().max()),
@@ -147,36 +175,28 @@ def likelihood(
         verdict=verdict,
         advice=ADVICE[verdict],
         is_linear=not pipeline.flow.is_trained,
-        **_beside(pipeline, trained or pipeline.flow, linear, held_out, z_bar, nll),
+        ladder=rungs,
+        **_beside(nll if its is None else its, simpler),
     )
 
 
-def _beside(
-    pipeline: Pipeline,
-    trained: ConditionalFlow,
-    linear: ConditionalFlow | None,
-    held_out: Cache,
-    z_bar: Tensor,
-    nll: Tensor,
-) -> dict[str, float]:
-    """Return how the trained t does against the linear one on held-out latents `z_bar` (N, D), which cost t `nll`."""
+def _nats(pipeline: Pipeline, flow: ConditionalFlow, rows: _Rows, nll: Tensor) -> Tensor:
+    """Return what rows cost under a flow, (N,), `nll` being what they cost under t."""
+    if flow is pipeline.flow:
+        return nll
+    own = replace(pipeline, flow=flow)
+    # Each flow has an H of its own: z has to be read again, of the same rows.
+    return own.invariances(rows.z_bar, _context(own, rows.cache, rows.index))[1].double().cpu()
+
+
+def _beside(its: Tensor, linear: Tensor | None) -> dict[str, float]:
+    """Return how the trained t, under which rows cost `its` (N,), does against the linear one."""
     if linear is None:
         return {}
-
-    def nats(flow: ConditionalFlow) -> Tensor:
-        if flow is pipeline.flow:
-            return nll
-        own = replace(pipeline, flow=flow)
-        parts = torch.arange(len(z_bar)).split(CHUNK)
-        context = torch.cat([own.context(held_out["z"].rows(part)) for part in parts])
-        return own.invariances(z_bar, context)[1].double().cpu()
-
-    its, other = nats(trained), nats(linear)
-    gain = other - its
-    error = float(gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else 0.0
+    found = rung("linear", linear, its)
     return {
         "trained": float(its.mean()),
-        "linear": float(other.mean()),
-        "linear_gain": float(gain.mean()),
-        "linear_gain_error": error,
+        "linear": found.nats,
+        "linear_gain": found.gain,
+        "linear_gain_error": found.gain_error,
     }

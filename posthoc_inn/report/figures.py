@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "invariance_histogram",
-    "likelihood_ruler",
+    "likelihood_ladder",
     "to_data_uri",
     "to_png",
     "training_curve",
@@ -79,36 +79,38 @@ def invariance_histogram(v: Tensor, ax: Axes | None = None) -> Figure:
     return figure
 
 
-def likelihood_ruler(likelihood: Mapping[str, Any], ax: Axes | None = None) -> Figure:
-    """Draw where t's held-out likelihood lies between N(0, 1) and the encoder's noise floor.
+RUNGS = {
+    "standard_normal": "N(0, 1): knows nothing",
+    "gaussian": "one Gaussian for all images",
+    "linear": "linear t",
+    "other_z": "t with another image's z",
+    "noise_floor": "noise floor of the encoder",
+}
+"""Rung of the ladder of likelihoods -> its name in the figure."""
+
+
+def likelihood_ladder(likelihood: Mapping[str, Any], ax: Axes | None = None) -> Figure:
+    """Draw what a held-out latent costs under t beside simpler answers, and the encoder's noise floor: a line each.
 
     Args:
-        likelihood: What `Likelihood.to_dict` returns.
+        likelihood: What `Likelihood.to_dict` returns; those of older bundles have no ladder, and fewer lines.
         ax: Where to draw.
     """
-    figure, ax = axes(ax, 9.2, 1.05)
-    points = [
-        ("noise floor", likelihood["noise_floor"], SOFT, 1),
-        ("t, held out", likelihood["held_out"], ORANGE, 1),
-        ("t, training", likelihood["train"], BLUE, -1),
-        ("N(0, 1)", likelihood["standard_normal"], SOFT, 1),
-    ]
-    low, high = min(p[1] for p in points), max(p[1] for p in points)
-    margin = 0.09 * (high - low or 1.0)
-    ax.plot([low, high], [0, 0], color=GRID, linewidth=5, solid_capstyle="round", zorder=1)
-    for name, value, color, side in points:
-        ax.plot([value], [0], "o", color=color, markersize=9, zorder=2)
-        ax.annotate(
-            f"{name}  {value:.1f}",
-            (value, 0),
-            xytext=(0, 9 * side),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if side > 0 else "top",
-            size=8.5,
-            color=color if color != SOFT else INK,
-        )
-    ax.annotate("better", (low - margin, 0), xytext=(0, -16), textcoords="offset points", size=8, color=SOFT, ha="left")
-    ax.set(xlim=(low - margin, high + margin), ylim=(-1, 1))
-    ax.axis("off")
+    known = {r["name"]: r["nats"] for r in likelihood.get("ladder") or ()}
+    known = known or {name: likelihood.get(name) for name in RUNGS}
+    rows = [(label, known[name], SOFT) for name, label in RUNGS.items() if known.get(name) is not None]
+    rows += [("t, training images", likelihood["train"], BLUE), ("t, held-out images", likelihood["held_out"], ORANGE)]
+    rows.sort(key=lambda row: row[1])
+    figure, ax = axes(ax, 7.2, 0.34 * len(rows) + 0.7)
+    low = rows[0][1] - 0.04 * (rows[-1][1] - rows[0][1] or 1.0)
+    for height, (_, value, color) in enumerate(rows):
+        ax.plot([low, value], [height, height], color=GRID, linewidth=3, solid_capstyle="round", zorder=1)
+        ax.plot([value], [height], "o", color=color, markersize=8, zorder=2)
+        ink = INK if color == SOFT else color
+        ax.annotate(f"{value:.1f}", (value, height), xytext=(8, 0), textcoords="offset points", va="center", size=8.5)
+        ax.texts[-1].set_color(ink)
+    ax.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+    ax.set(xlabel="nats an image: further left is better", xlim=(low, rows[-1][1] + 0.09 * (rows[-1][1] - low)))
+    plain(ax)
+    ax.tick_params(axis="y", labelsize=8.5, labelcolor=INK)
     return figure

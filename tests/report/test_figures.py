@@ -13,7 +13,7 @@ from posthoc_inn.report import figures
 DRAW = {
     "curve": lambda ax: figures.training_curve(history(3, 1), label="nats", levels={"floor": 0.5}, ax=ax),
     "histogram": lambda ax: figures.invariance_histogram(torch.randn(9, 4), ax=ax),
-    "ruler": lambda ax: figures.likelihood_ruler(METRICS["likelihood"], ax=ax),
+    "ladder": lambda ax: figures.likelihood_ladder(METRICS["likelihood"], ax=ax),
 }
 
 

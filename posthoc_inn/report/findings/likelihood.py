@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posthoc_inn.report.findings.judging import Finding, Status, judge
+from posthoc_inn.report.findings.ladder import ladder
 
 GAP = (1.0, 5.0)
 """Nats between training and held-out images."""
@@ -19,19 +20,9 @@ def likelihood(metrics: Mapping[str, Any]) -> list[Finding]:
         return []
     verdict = figures.get("verdict", "")
     status: Status = {"converged": "good", "still improving": "fair", "overfitting": "fair"}.get(verdict, "poor")  # type: ignore[assignment]
-    held_out, gap = figures["held_out"], figures["held_out"] - figures["train"]
-    # A generator's latents are known without noise.
-    floor = figures.get("noise_floor")
-    noise = "" if floor is None else f"; the encoder's own noise allows no less than {floor:.1f}"
+    gap = figures["held_out"] - figures["train"]
     found = [
-        Finding(
-            "Likelihood of t",
-            "Negative log-likelihood, held out",
-            f"{held_out:.1f} nats",
-            f"Lower is better. N(0, 1), which ignores z, costs {figures['standard_normal']:.1f}{noise}.",
-            "good" if held_out < figures["standard_normal"] else "poor",
-            "t has learned nothing: it does worse than N(0, 1).",
-        ),
+        *ladder(figures),
         Finding("Likelihood of t", "Training", verdict, figures.get("advice", ""), status, figures.get("advice", "")),
         Finding(
             "Likelihood of t",
