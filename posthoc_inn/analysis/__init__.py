@@ -3,6 +3,7 @@
 from posthoc_inn.analysis.accuracy import model_accuracy
 from posthoc_inn.analysis.adversarial import Attack
 from posthoc_inn.analysis.attack import AttackedLayer, AttackView, attack_view
+from posthoc_inn.analysis.calibration import Calibration, calibration
 from posthoc_inn.analysis.edit_gallery import EditedConcept, EditGallery, edit_gallery
 from posthoc_inn.analysis.faithfulness import Faithfulness, faithfulness
 from posthoc_inn.analysis.frames import read_frames, save_animation
@@ -29,6 +30,7 @@ __all__ = [
     "AttackView",
     "AttackedLayer",
     "AutoencoderQuality",
+    "Calibration",
     "ConceptRelevance",
     "ConceptSensitivity",
     "ConceptShares",
@@ -56,6 +58,7 @@ __all__ = [
     "WalkDensity",
     "attack_view",
     "autoencoder_quality",
+    "calibration",
     "compare_groups",
     "concept_nll",
     "concept_relevance",

@@ -3,49 +3,17 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from linear_world import ALL, LEFT_OVER, MIDDLE, MIXING, NOISE, D, Z, fitted, flow_of, pipeline_of, world
 
 from posthoc_inn.analysis.ladder import derangement, gaussian_of, ladder
 from posthoc_inn.analysis.likelihood import likelihood
-from posthoc_inn.config import ConditionerConfig, FlowConfig
-from posthoc_inn.flows import ConditionalFlow
-from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.report import findings
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import History
-
-Z, D, NOISE = 3, 4, 0.3
-MIXING = torch.randn(D, Z, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-LEFT = torch.tril(torch.randn(D, D, generator=torch.Generator().manual_seed(4), dtype=torch.float64)) * 0.3
-MIDDLE = torch.linspace(-1, 1, D, dtype=torch.float64)
-OWN = LEFT @ LEFT.T + 0.3 * torch.eye(D, dtype=torch.float64)
-"""Covariance of what z does not say of the encoder's mean."""
-
-
-def world(n, seed):
-    """z ~ N(0, 1), the encoder's mean linear in it and Gaussian, its deviation the same everywhere."""
-    g = torch.Generator().manual_seed(seed)
-    z = torch.randn(n, Z, generator=g, dtype=torch.float64)
-    rest = torch.randn(n, D, generator=g, dtype=torch.float64) @ torch.linalg.cholesky(OWN).T
-    cache = Cache()
-    mean = (MIDDLE + z @ MIXING.T + rest).float()
-    cache.append(z=z.float(), mean=mean, std=torch.full_like(mean, NOISE))
-    return cache
-
-
-def flow_of(mixing, covariance):
-    flow = ConditionalFlow(FlowConfig(dim=D, context_dim=2, kind="linear"), ConditionerConfig((Z,), 2, 8)).eval()
-    flow.conditioner.fit_standardization([torch.tensor([[1.0] * Z, [-1.0] * Z])])  # deviation 1, mean 0
-    flow.linear.set(MIDDLE, mixing, torch.linalg.cholesky(covariance))
-    return flow
-
-
-def pipeline_of(flow):
-    return Pipeline(SimpleNamespace(), SimpleNamespace(), SimpleNamespace(), flow, torch.device("cpu"))
 
 
 def gaussian_nats(covariance, spread=None):
@@ -53,10 +21,6 @@ def gaussian_nats(covariance, spread=None):
     c = covariance.numpy()
     spread = c if spread is None else spread.numpy()
     return 0.5 * (len(c) * math.log(2 * math.pi) + np.linalg.slogdet(c)[1] + np.trace(np.linalg.solve(c, spread)))
-
-
-LEFT_OVER = OWN + NOISE**2 * torch.eye(D, dtype=torch.float64)
-ALL = MIXING @ MIXING.T + LEFT_OVER
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +54,11 @@ def test_paired_errors_are_those_of_repeated_measuring():
     flow, train = flow_of(MIXING, LEFT_OVER), world(2000, 1)
     found = [
         {r.name: r for r in likelihood(pipeline_of(flow), train, world(150, 10 + k), History()).ladder}
-        for k in range(30)
+        for k in range(16)
     ]
     for name in ("gaussian", "other_z", "noise_floor"):
         spread = np.std([f[name].gain for f in found], ddof=1)
-        assert np.mean([f[name].gain_error for f in found]) == pytest.approx(spread, rel=0.4), name
+        assert np.mean([f[name].gain_error for f in found]) == pytest.approx(spread, rel=0.5), name
 
 
 def test_each_trained_flow_gets_the_z_of_its_own_latents():
@@ -108,14 +72,6 @@ def test_each_trained_flow_gets_the_z_of_its_own_latents():
 def told(flow, train, held_out):
     figures = likelihood(pipeline_of(flow), train, held_out, History()).to_dict()
     return {f.label: f for f in findings({"likelihood": figures})}
-
-
-def fitted(train):
-    flow = ConditionalFlow(FlowConfig(dim=D, context_dim=2, kind="linear"), ConditionerConfig((Z,), 2, 8)).eval()
-    z, mean, std = (train[name].tensor() for name in ("z", "mean", "std"))
-    flow.conditioner.fit_standardization([z])
-    flow.fit_linear(lambda: [(z, mean, std)], z)
-    return flow
 
 
 def test_a_t_that_ignores_z_is_not_good():

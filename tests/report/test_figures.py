@@ -32,6 +32,16 @@ def test_a_figure_of_its_own_becomes_a_png_without_any_global_state(name):
     assert pyplot is None or pyplot.get_fignums() == []
 
 
+def test_calibration_is_drawn_beside_what_an_exact_t_gives():
+    figure = figures.calibration_panels(
+        {"norms": [5] * 19 + [30], "coverage_by_dimension": [0.9, 0.7, 0.95], "coverage_images": 100}
+    )
+    left, right = figure.axes
+    assert [round(bar.get_height() * 125) for bar in left.patches[:20]] == [5] * 19 + [30]
+    assert list(right.lines[0].get_ydata()) == [0.7, 0.9, 0.95]
+    assert figures.to_png(figure, dpi=30)
+
+
 def test_a_curve_with_gaps_is_drawn():
     rows = history(3, 1)
     rows["rows"][2]["train"] = math.nan
