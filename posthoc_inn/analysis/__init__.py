@@ -3,6 +3,7 @@
 from posthoc_inn.analysis.accuracy import model_accuracy
 from posthoc_inn.analysis.adversarial import Attack
 from posthoc_inn.analysis.attack import AttackedLayer, AttackView, attack_view
+from posthoc_inn.analysis.calibration import Calibration, calibration
 from posthoc_inn.analysis.edit_gallery import EditedConcept, EditGallery, edit_gallery
 from posthoc_inn.analysis.faithfulness import Faithfulness, faithfulness
 from posthoc_inn.analysis.frames import read_frames, save_animation
@@ -10,6 +11,7 @@ from posthoc_inn.analysis.frechet import FeatureNetwork, FrechetDistance, freche
 from posthoc_inn.analysis.generative import GenerativeQuality, generate, generative_quality
 from posthoc_inn.analysis.groups import GroupComparison, GroupOfImages, compare_groups
 from posthoc_inn.analysis.invariance import ExplainedByInvariances, explained_by_invariances, explained_share
+from posthoc_inn.analysis.ladder import Rung
 from posthoc_inn.analysis.likelihood import Likelihood, likelihood
 from posthoc_inn.analysis.maps import InvarianceMaps, LayerMaps, invariance_maps
 from posthoc_inn.analysis.measure import AutoencoderQuality, autoencoder_quality, measure
@@ -28,6 +30,7 @@ __all__ = [
     "AttackView",
     "AttackedLayer",
     "AutoencoderQuality",
+    "Calibration",
     "ConceptRelevance",
     "ConceptSensitivity",
     "ConceptShares",
@@ -49,11 +52,13 @@ __all__ = [
     "Result",
     "ResponseEmbedding",
     "Retrieval",
+    "Rung",
     "Samples",
     "Share",
     "WalkDensity",
     "attack_view",
     "autoencoder_quality",
+    "calibration",
     "compare_groups",
     "concept_nll",
     "concept_relevance",

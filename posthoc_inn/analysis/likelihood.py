@@ -10,6 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from posthoc_inn.analysis.intervals import joint_freedom
+from posthoc_inn.analysis.ladder import Rung, ladder, rung
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.flows import ConditionalFlow, computing_in
@@ -50,6 +51,7 @@ class Likelihood(Result):
         linear: The same of the linear t (ridge regression with a full residual covariance, in closed form).
         linear_gain: Nats by which the trained t is likelier than the linear one.
         linear_gain_error: Its standard error.
+        ladder: What simpler answers cost on the same latents, t itself, and the floor; see `Rung`.
     """
 
     held_out: float
@@ -75,6 +77,7 @@ class Likelihood(Result):
     gap_error: float = math.nan
     gap_per_dim: float = math.nan
     doubling_gain: float = math.nan
+    ladder: tuple[Rung, ...] = ()
 
 
 ADVICE: dict[Verdict, str] = {
@@ -94,13 +97,27 @@ CHANCE = 1e-3
 """Share of flows without any gap whose gap is taken for one."""
 
 
-def _drawn(pipeline: Pipeline, cache: Cache, limit: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return H(z), z_bar drawn from the encoder, and its deviation, for up to `limit` rows."""
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a cache: their numbers (N,), H(z), z_bar drawn from the encoder, and its deviation (N, D)."""
+
+    cache: Cache
+    index: Tensor
+    context: Tensor
+    z_bar: Tensor
+    std: Tensor
+
+
+def _context(pipeline: Pipeline, cache: Cache, index: Tensor) -> Tensor:
+    # z itself can be large: it is read in parts.
+    return torch.cat([pipeline.context(cache["z"].rows(part)) for part in index.split(CHUNK)])
+
+
+def _drawn(pipeline: Pipeline, cache: Cache, limit: int, seed: int) -> _Rows:
+    """Return up to `limit` rows, chosen at random."""
     index = cache.some(limit, seed=seed)
     mean, std = cache["mean"].rows(index), cache["std"].rows(index)
-    # z itself can be large: it is read in parts.
-    context = torch.cat([pipeline.context(cache["z"].rows(part)) for part in index.split(CHUNK)])
-    return context, drawn(mean, std, seed), std
+    return _Rows(cache, index, _context(pipeline, cache, index), drawn(mean, std, seed), std)
 
 
 def _inverse(pipeline: Pipeline, v: Tensor, context: Tensor) -> Tensor:
@@ -133,28 +150,39 @@ def likelihood(
         limit: Images of each used at the most.
         seed: Seed of the encoder's noise.
     """
-    context, z_bar, std = _drawn(pipeline, held_out, limit, seed)
+    rows = _drawn(pipeline, held_out, limit, seed)
+    context, z_bar = rows.context, rows.z_bar
     v, nll = pipeline.invariances(z_bar, context)
     back = _inverse(pipeline, v, context)
     with computing_in(pipeline.flow, torch.bfloat16):
         low_v, low_nll = pipeline.invariances(z_bar[:LOOKS], context[:LOOKS])
         low_back = _inverse(pipeline, low_v, context)
         low_sample = _inverse(pipeline, v, context)
-    train_context, train_z_bar, _ = _drawn(pipeline, train, limit, derived(seed, "train"))
-    _, train_nll = pipeline.invariances(train_z_bar, train_context)
+    trained_on = _drawn(pipeline, train, limit, derived(seed, "train"))
+    _, train_nll = pipeline.invariances(trained_on.z_bar, trained_on.context)
     nll, train_nll = nll.double().cpu(), train_nll.double().cpu()
     gap, gap_error, is_overfit = generalisation_gap(nll, train_nll, dim=pipeline.latent_dim, draws=draws)
     error = float(nll.std() / math.sqrt(len(nll)))
     verdict = history.verdict(tolerance=MATTERS * pipeline.latent_dim, error=error if len(nll) > 1 else math.inf)
     if verdict == "converged" and is_overfit:
         verdict = "overfitting"
+    its, simpler = (None if flow is None else _nats(pipeline, flow, rows, nll) for flow in (trained, linear))
+    rungs = ladder(
+        train,
+        z_bar,
+        rows.std,
+        nll,
+        linear=simpler,
+        other=lambda places: pipeline.invariances(z_bar, context[places.to(context.device)])[1],
+        seed=seed,
+    )
     return Likelihood(
         held_out=float(nll.mean()),
         held_out_error=error,
         held_out_per_dim=float(nll.mean()) / pipeline.latent_dim,
         train=float(train_nll.mean()),
         standard_normal=float(standard_normal_nll(z_bar).double().mean()),
-        noise_floor=float(encoder_noise_entropy(std).double().mean()),
+        noise_floor=float(encoder_noise_entropy(rows.std).double().mean()),
         v_mean=float(v.mean()),
         v_std=float(v.std()),
         round_trip=float((back - z_bar[:LOOKS]).abs().max()),
@@ -168,7 +196,8 @@ def likelihood(
         gap_error=gap_error,
         gap_per_dim=gap / pipeline.latent_dim,
         doubling_gain=history.expected_gain(),
-        **_beside(pipeline, trained or pipeline.flow, linear, held_out, z_bar, nll),
+        ladder=rungs,
+        **_beside(nll if its is None else its, simpler),
     )
 
 
@@ -197,32 +226,23 @@ def generalisation_gap(held_out: Tensor, train: Tensor, *, dim: int, draws: int 
     return gap, error, is_clear and gap > MATTERS * dim
 
 
-def _beside(
-    pipeline: Pipeline,
-    trained: ConditionalFlow,
-    linear: ConditionalFlow | None,
-    held_out: Cache,
-    z_bar: Tensor,
-    nll: Tensor,
-) -> dict[str, float]:
-    """Return how the trained t does against the linear one on held-out latents `z_bar` (N, D), which cost t `nll`."""
+def _nats(pipeline: Pipeline, flow: ConditionalFlow, rows: _Rows, nll: Tensor) -> Tensor:
+    """Return what rows cost under a flow, (N,), `nll` being what they cost under t."""
+    if flow is pipeline.flow:
+        return nll
+    own = replace(pipeline, flow=flow)
+    # Each flow has an H of its own: z has to be read again, of the same rows.
+    return own.invariances(rows.z_bar, _context(own, rows.cache, rows.index))[1].double().cpu()
+
+
+def _beside(its: Tensor, linear: Tensor | None) -> dict[str, float]:
+    """Return how the trained t, under which rows cost `its` (N,), does against the linear one."""
     if linear is None:
         return {}
-
-    def nats(flow: ConditionalFlow) -> Tensor:
-        if flow is pipeline.flow:
-            return nll
-        own = replace(pipeline, flow=flow)
-        parts = torch.arange(len(z_bar)).split(CHUNK)
-        context = torch.cat([own.context(held_out["z"].rows(part)) for part in parts])
-        return own.invariances(z_bar, context)[1].double().cpu()
-
-    its, other = nats(trained), nats(linear)
-    gain = other - its
-    error = float(gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else 0.0
+    found = rung("linear", linear, its)
     return {
         "trained": float(its.mean()),
-        "linear": float(other.mean()),
-        "linear_gain": float(gain.mean()),
-        "linear_gain_error": error,
+        "linear": found.nats,
+        "linear_gain": found.gain,
+        "linear_gain_error": found.gain_error,
     }

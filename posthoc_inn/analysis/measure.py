@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from posthoc_inn.analysis.calibration import calibration
 from posthoc_inn.analysis.faithfulness import PICTURES, Asked, faithfulness
 from posthoc_inn.analysis.image_metrics import measure_image_metrics
 from posthoc_inn.analysis.invariance import explained_by_invariances
@@ -151,6 +152,7 @@ def measure(
     some = held_out.some(rows, seed=seed)
     z = held_out["z"].rows(some)
     explained = explained_by_invariances(pipeline, held_out["z"].rows(held_out.some(500, seed=seed)), seed=seed)
+    checked = calibration(pipeline, held_out, seed=seed)
     return {
         "images": {
             "train": len(train),
@@ -166,6 +168,7 @@ def measure(
         "likelihood": likelihood(
             pipeline, train, held_out, history, trained=trained, linear=linear, draws=draws, seed=seed
         ).to_dict(),
+        "calibration": None if checked is None else checked.to_dict(),
         "faithfulness": faithfulness(pipeline, z, predictions(held_out, some), samples=SAMPLES, seed=seed).to_dict(),
         "retrieval": retrieval(
             train, z, predictions(held_out, some), sample_spread=explained.value, neighbours=SAMPLES, seed=seed

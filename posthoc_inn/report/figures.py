@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import stats
 from torch import Tensor
 
-from posthoc_inn.drawing import BLUE, GRID, INK, ORANGE, SOFT, axes, level, plain, to_data_uri, to_png
+from posthoc_inn.drawing import BLUE, GRID, INK, ORANGE, SOFT, axes, level, new_figure, plain, to_data_uri, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = [
+    "calibration_panels",
     "invariance_histogram",
-    "likelihood_ruler",
+    "likelihood_ladder",
     "to_data_uri",
     "to_png",
     "training_curve",
@@ -79,36 +81,85 @@ def invariance_histogram(v: Tensor, ax: Axes | None = None) -> Figure:
     return figure
 
 
-def likelihood_ruler(likelihood: Mapping[str, Any], ax: Axes | None = None) -> Figure:
-    """Draw where t's held-out likelihood lies between N(0, 1) and the encoder's noise floor.
+RUNGS = {
+    "standard_normal": "N(0, 1): knows nothing",
+    "gaussian": "one Gaussian for all images",
+    "linear": "linear t",
+    "other_z": "t with another image's z",
+    "noise_floor": "noise floor of the encoder",
+}
+"""Rung of the ladder of likelihoods -> its name in the figure."""
+
+
+def likelihood_ladder(likelihood: Mapping[str, Any], ax: Axes | None = None) -> Figure:
+    """Draw what a held-out latent costs under t beside simpler answers, and the encoder's noise floor: a line each.
 
     Args:
-        likelihood: What `Likelihood.to_dict` returns.
+        likelihood: What `Likelihood.to_dict` returns; those of older bundles have no ladder, and fewer lines.
         ax: Where to draw.
     """
-    figure, ax = axes(ax, 9.2, 1.05)
-    points = [
-        ("noise floor", likelihood["noise_floor"], SOFT, 1),
-        ("t, held out", likelihood["held_out"], ORANGE, 1),
-        ("t, training", likelihood["train"], BLUE, -1),
-        ("N(0, 1)", likelihood["standard_normal"], SOFT, 1),
-    ]
-    low, high = min(p[1] for p in points), max(p[1] for p in points)
-    margin = 0.09 * (high - low or 1.0)
-    ax.plot([low, high], [0, 0], color=GRID, linewidth=5, solid_capstyle="round", zorder=1)
-    for name, value, color, side in points:
-        ax.plot([value], [0], "o", color=color, markersize=9, zorder=2)
-        ax.annotate(
-            f"{name}  {value:.1f}",
-            (value, 0),
-            xytext=(0, 9 * side),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if side > 0 else "top",
-            size=8.5,
-            color=color if color != SOFT else INK,
-        )
-    ax.annotate("better", (low - margin, 0), xytext=(0, -16), textcoords="offset points", size=8, color=SOFT, ha="left")
-    ax.set(xlim=(low - margin, high + margin), ylim=(-1, 1))
-    ax.axis("off")
+    known = {r["name"]: r["nats"] for r in likelihood.get("ladder") or ()}
+    known = known or {name: likelihood.get(name) for name in RUNGS}
+    rows = [(label, known[name], SOFT) for name, label in RUNGS.items() if known.get(name) is not None]
+    rows += [("t, training images", likelihood["train"], BLUE), ("t, held-out images", likelihood["held_out"], ORANGE)]
+    rows.sort(key=lambda row: row[1])
+    figure, ax = axes(ax, 7.2, 0.34 * len(rows) + 0.7)
+    low = rows[0][1] - 0.04 * (rows[-1][1] - rows[0][1] or 1.0)
+    for height, (_, value, color) in enumerate(rows):
+        ax.plot([low, value], [height, height], color=GRID, linewidth=3, solid_capstyle="round", zorder=1)
+        ax.plot([value], [height], "o", color=color, markersize=8, zorder=2)
+        ink = INK if color == SOFT else color
+        ax.annotate(f"{value:.1f}", (value, height), xytext=(8, 0), textcoords="offset points", va="center", size=8.5)
+        ax.texts[-1].set_color(ink)
+    ax.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+    ax.set(xlabel="nats an image: further left is better", xlim=(low, rows[-1][1] + 0.09 * (rows[-1][1] - low)))
+    plain(ax)
+    ax.tick_params(axis="y", labelsize=8.5, labelcolor=INK)
+    return figure
+
+
+CALIBRATION = (
+    "Left: held-out images by how far out their v lies, in 20 parts that an exact t fills evenly (dashed; 95 % "
+    "of its bars lie in the grey band). High bars on the right: held-out images lie farther out than samples, t "
+    "is too sure. Right: how often a latent's value lies between the least and the largest of 19 samples for "
+    "its z, a dot a dimension, lowest first; an exact t has 90 %, and 95 % of its dots lie in the band. What to "
+    "conclude: where bars or dots leave the band, samples vary too little or too much. What not to conclude: "
+    "that t is right where they do not; v may still tell of z, which the checks above look at."
+)
+"""Caption of `calibration_panels`."""
+
+
+def calibration_panels(calibration: Mapping[str, Any]) -> Figure:
+    """Draw how far out v of held-out images lies, and how often t's intervals hold, by dimension.
+
+    Args:
+        calibration: What `Calibration.to_dict` returns.
+    """
+    figure = new_figure(9.2, 2.8)
+    left, right = figure.subplots(1, 2)
+    bins = calibration["norms"]
+    count, share = sum(bins), 1 / len(bins)
+    low, high = (stats.binom.ppf(q, count, share) / count for q in (0.025, 0.975))
+    left.bar(np.arange(len(bins)) + 0.5, [k / count for k in bins], width=0.9, color=BLUE, alpha=0.6)
+    left.axhspan(low, high, color=SOFT, alpha=0.22, linewidth=0)
+    left.axhline(share, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+    left.set(
+        title="How far out v lies",
+        xlabel="chi-squared probability of ‖v‖²",
+        ylabel="share of held-out images",
+        xlim=(0, len(bins)),
+    )
+    left.set_xticks([0, len(bins) / 2, len(bins)], ["0: near the middle", "0.5", "far out: 1"])
+    each = sorted(calibration["coverage_by_dimension"])
+    images = calibration["coverage_images"]
+    low, high = (stats.binom.ppf(q, images, 0.9) / images for q in (0.025, 0.975))
+    right.plot(np.arange(1, len(each) + 1), each, "o", color=ORANGE, markersize=3.5)
+    right.axhspan(low, high, color=SOFT, alpha=0.22, linewidth=0)
+    right.axhline(0.9, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+    right.set(title="Coverage of 90 % intervals", xlabel="dimensions of z_bar, sorted", ylabel="held-out images inside")
+    for ax in (left, right):
+        ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+        ax.title.set(size=10, color=INK)
+        plain(ax)
+    left.set_ylim(0, None)
     return figure

@@ -185,15 +185,22 @@ def _likelihood(content: ReportContent) -> dict[str, Any] | None:
     if figure.get("held_out") is None:
         return None
     pictures = []
-    if None not in (figure.get(k) for k in ("noise_floor", "held_out", "train", "standard_normal")):
-        ruler = figures.likelihood_ruler(figure)
-        pictures.append(picture_of(ruler, "Likelihoods on a line", "Nats an image; further left is better."))
-    if content.v is not None and content.v.numel():
+    if None not in (figure.get(k) for k in ("held_out", "train", "standard_normal")):
+        text = (
+            "What one held-out latent costs under t and under simpler answers. t has to be left of all of them but the "
+            "floor; if another image's z does as well as its own, t ignores z."
+        )
+        pictures.append(picture_of(figures.likelihood_ladder(figure), "A ladder of likelihoods", text))
+    calibration = content.metrics.get("calibration") or {}
+    if calibration.get("norms"):
+        panels = figures.calibration_panels(calibration)
+        pictures.append(picture_of(panels, "Is t calibrated on held-out images?", figures.CALIBRATION))
+    elif content.v is not None and content.v.numel():
         histogram = picture_of(
             figures.invariance_histogram(content.v),
             "Histogram of v against N(0, 1)",
-            "v of held-out images. If the bars follow the line, samples drawn from N(0, 1) are as typical as real "
-            "images.",
+            "v of held-out images, all dimensions together. Bars off the line are a fault of t; bars that follow it "
+            "prove little.",
             width="30rem",
         )
         pictures.append(histogram)

@@ -13,7 +13,7 @@ from posthoc_inn.report import figures
 DRAW = {
     "curve": lambda ax: figures.training_curve(history(3, 1), label="nats", levels={"floor": 0.5}, ax=ax),
     "histogram": lambda ax: figures.invariance_histogram(torch.randn(9, 4), ax=ax),
-    "ruler": lambda ax: figures.likelihood_ruler(METRICS["likelihood"], ax=ax),
+    "ladder": lambda ax: figures.likelihood_ladder(METRICS["likelihood"], ax=ax),
 }
 
 
@@ -30,6 +30,16 @@ def test_a_figure_of_its_own_becomes_a_png_without_any_global_state(name):
     assert figures.to_png(DRAW[name](None), dpi=30).startswith(b"\x89PNG")
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or pyplot.get_fignums() == []
+
+
+def test_calibration_is_drawn_beside_what_an_exact_t_gives():
+    figure = figures.calibration_panels(
+        {"norms": [5] * 19 + [30], "coverage_by_dimension": [0.9, 0.7, 0.95], "coverage_images": 100}
+    )
+    left, right = figure.axes
+    assert [round(bar.get_height() * 125) for bar in left.patches[:20]] == [5] * 19 + [30]
+    assert list(right.lines[0].get_ydata()) == [0.7, 0.9, 0.95]
+    assert figures.to_png(figure, dpi=30)
 
 
 def test_a_curve_with_gaps_is_drawn():

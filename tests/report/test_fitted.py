@@ -49,7 +49,7 @@ def test_a_fitted_interpreter_gives_a_whole_report(fitted, tmp_path):
         "What the layer knows of each concept",
         "Each concept taken from another image",
         "How training went",
-        "Histogram of v",
+        "Is t calibrated",
         "preset tiny, 2 blocks of width 8, 8 steps of 32",
         "8 steps of 32 pairs; dimensions: residual",
     ):
@@ -61,7 +61,7 @@ def test_a_loaded_interpreter_gives_one_too(fitted, loaded, tmp_path):
     text = (tmp_path / "a.html").read_text()
     for part in (
         "Measured for this report, on 5 images.",
-        "Histogram of v",
+        "Is t calibrated",
         "How training went",
         "8 steps of 32 pairs",
     ):

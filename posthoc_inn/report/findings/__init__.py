@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from posthoc_inn.report.findings.autoencoder import autoencoder
+from posthoc_inn.report.findings.calibration import calibration
 from posthoc_inn.report.findings.concepts import concepts
 from posthoc_inn.report.findings.judging import Finding
 from posthoc_inn.report.findings.likelihood import likelihood
 from posthoc_inn.report.findings.model import model
 from posthoc_inn.report.findings.samples import invariances, samples
 
-PARTS = (model, samples, concepts, invariances, likelihood, autoencoder)
+PARTS = (model, samples, concepts, invariances, likelihood, calibration, autoencoder)
 """What makes findings of metrics, the most telling first."""
 
 

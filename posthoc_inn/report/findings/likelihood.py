@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posthoc_inn.report.findings.judging import Finding, Status, judge
+from posthoc_inn.report.findings.ladder import ladder
 
 GAP = (1.0, 5.0)
 """Nats between training and held-out images, where those a dimension are not known."""
@@ -23,34 +24,25 @@ def likelihood(metrics: Mapping[str, Any]) -> list[Finding]:
         return []
     verdict = figures.get("verdict", "")
     status: Status = {"converged": "good", "still improving": "fair", "overfitting": "fair"}.get(verdict, "poor")  # type: ignore[assignment]
-    held_out, gap = figures["held_out"], figures["held_out"] - figures["train"]
-    # A generator's latents are known without noise.
-    floor = figures.get("noise_floor")
-    noise = "" if floor is None else f"; the encoder's own noise allows no less than {floor:.1f}"
+    gap = figures["held_out"] - figures["train"]
     found = [
-        Finding(
-            "Likelihood of t",
-            "Negative log-likelihood, held out",
-            f"{held_out:.1f} nats",
-            f"Lower is better. N(0, 1), which ignores z, costs {figures['standard_normal']:.1f}{noise}.",
-            "good" if held_out < figures["standard_normal"] else "poor",
-            "t has learned nothing: it does worse than N(0, 1).",
-        ),
+        *ladder(figures),
         _training(verdict, figures, status),
         _gap(gap, figures),
         *_beside_linear(figures),
         *_parted(metrics),
     ]
-    if figures.get("v_std") is not None:
+    if figures.get("v_std") is not None and not (metrics.get("calibration") or {}).get("checks"):
         off = max(abs(figures["v_std"] - 1), abs(figures.get("v_mean") or 0.0))
+        status = judge(off, (0.1, 0.3), low_is_good=True)
         found.append(
             Finding(
                 "Likelihood of t",
                 "v: mean, deviation",
                 f"{figures['v_mean']:+.3f}, {figures['v_std']:.3f}",
-                "Samples are drawn with mean 0 and deviation 1. The closer v of held-out images comes to that, the "
-                "more typical the samples are.",
-                judge(off, (0.1, 0.3), low_is_good=True),
+                "Samples are drawn with mean 0 and deviation 1, and v of held-out images should have them too. All "
+                "dimensions are taken together here, so that right figures prove little.",
+                "info" if status == "good" else status,
                 "Samples are not typical of held-out images.",
             )
         )
