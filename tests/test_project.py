@@ -132,3 +132,11 @@ def test_every_dependency_of_a_user_has_a_lowest_version():
     for path in PYPROJECTS:
         for dependency in settings(path)["project"]["dependencies"]:
             assert ">=" in dependency, f"{path}: {dependency}"
+
+
+def test_the_page_on_truth_names_tests_that_are_there():
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs" / "truth.md").read_text("utf-8"))
+    assert len(named) > 10
+    for file, name in named:
+        assert (ROOT / file).is_file(), file
+        assert f"def {name}" in (ROOT / file).read_text("utf-8"), f"{file}::{name}"
