@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,8 +110,19 @@ class _Numbered:
     """A source over rows, from one over images."""
 
     def __init__(self, source: ConceptSource, images: Tensor) -> None:
+        self._source, self._images = source, images
         self._pairs = RowPairs(source, images)
         self.names = source.names
+
+    @property
+    def values(self) -> Mapping[str, Tensor]:
+        """Values of the concepts, one a row, where the source tells them of these images."""
+        found = self._pairs.source
+        return getattr(found, "values", {}) if found is not self._source else {}
+
+    def subset(self, index: Tensor) -> _Numbered:
+        """Return the pairs among the rows `index` (M,), which are numbered from 0 then."""
+        return _Numbered(self._source, self._images[index])
 
     def pairs(self, n: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         return self._pairs.draw(n, seed=seed)
