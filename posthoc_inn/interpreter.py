@@ -484,7 +484,7 @@ class Interpreter:
             concept: Which factor, or several; "residual" is factor 0.
             source: Take it from these images, one each or one for all.
             value: Set it to this value, (width,) or (B, width).
-            n: Draw it n times from N(0, 1).
+            n: Draw it n times, with the deviation that the factor has over held-out images.
             seed: Of the draws.
 
         Returns:

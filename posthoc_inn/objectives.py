@@ -97,17 +97,17 @@ def pair_nll(
     e_b: Tensor | Sequence[Tensor],
     shared: Tensor,
     factor_dims: Sequence[int],
-    rho: float,
+    rho: float | Tensor,
     log_det_a: Tensor,
     log_det_b: Tensor,
 ) -> Tensor:
     """Return the negative log-likelihood of pairs of images that share some factors, in nats, shape (B,).
 
-    Every factor is standard normal for either image; those of a shared factor correlate with ρ
-    (MSC eq. 10-13, IIN eq. 6-9, with the missing ½ and all constants)::
+    Every factor is standard normal for either image; the dimensions of a shared factor correlate with ρ, or each with
+    a ρ_d of its own (MSC eq. 10-13, IIN eq. 6-9, which have one ρ; with the missing ½ and all constants)::
 
-        ½ Σ_k (e_k^a)² + ½ Σ_{k∉F} (e_k^b)² + ½ Σ_{k∈F} (e_k^b − ρ e_k^a)² / (1 − ρ²)
-        + (N_F/2) log(1 − ρ²) + D log 2π − log_det_a − log_det_b
+        ½ Σ_k (e_k^a)² + ½ Σ_{k∉F} (e_k^b)² + ½ Σ_{k∈F} Σ_{d∈k} (e_d^b − ρ_d e_d^a)² / (1 − ρ_d²)
+        + ½ Σ_{k∈F} Σ_{d∈k} log(1 − ρ_d²) + D log 2π − log_det_a − log_det_b
 
     Args:
         e_a: Factors of the first images, (B, D), or one tensor (B, factor_dims[k]) a factor.
@@ -115,13 +115,14 @@ def pair_nll(
         shared: Which factors a pair shares, boolean (B, K), one column a factor, the residual's (column 0)
             included: a pair that differs in factor F alone shares all columns but F. (K,) holds for all.
         factor_dims: Widths of the K factors, residual first; they add up to D.
-        rho: Correlation of a shared factor, in [0, 1); 0.9 in MSC.
+        rho: Correlation of a shared factor, in [0, 1), 0.9 in MSC; or of each dimension where its factor is shared,
+            (D,), in (-1, 1).
         log_det_a: Log-determinants of the first images, (B,), in nats.
         log_det_b: Log-determinants of the second images, (B,), in nats.
 
     Raises:
         ShapeError: A shape does not fit, or `shared` is not boolean.
-        ConfigError: `rho` is outside [0, 1).
+        ConfigError: `rho` is outside [0, 1), or a ρ_d outside (-1, 1).
 
     >>> e, zero = torch.zeros(1, 3), torch.zeros(1)
     >>> round(pair_nll(e, e, torch.tensor([[False, False]]), (2, 1), 0.9, zero, zero).item(), 4)
@@ -129,7 +130,9 @@ def pair_nll(
     >>> round(pair_nll(e, e, torch.tensor([[False, True]]), (2, 1), 0.9, zero, zero).item(), 4)
     4.6833
     """
-    if not 0 <= rho < 1:
+    if isinstance(rho, Tensor):
+        _check_correlations(rho, sum(factor_dims))
+    elif not 0 <= rho < 1:
         raise ConfigError(f"rho must be in [0, 1), got {rho}; the paper uses 0.9.")
     a, b = (_wide(e if isinstance(e, Tensor) else torch.cat(list(e), dim=-1)) for e in (e_a, e_b))
     _same_shape(e_a=a, e_b=b)
@@ -149,10 +152,18 @@ def pair_nll(
         if log_det.shape != a.shape[:1]:
             raise ShapeError(f"{name} has shape {tuple(log_det.shape)}; accepted is ({len(a)},), one a pair.")
     mask = shared.to(a.device)[..., [k for k, n in enumerate(widths) for _ in range(n)]]
-    left = 1 - rho**2
-    given_a = torch.where(mask, (b - rho * a).square() / left + math.log(left), b.square())
+    left = (1 - rho) * (1 + rho)
+    log_left = _wide(left).log() if isinstance(left, Tensor) else math.log(left)
+    given_a = torch.where(mask, (b - rho * a).square() / left + log_left, b.square())
     quadratic = (a.square() + given_a).sum(dim=-1)
     return 0.5 * quadratic + a.shape[-1] * LOG_2PI - _wide(log_det_a) - _wide(log_det_b)
+
+
+def _check_correlations(rho: Tensor, dim: int) -> None:
+    if rho.shape != (dim,):
+        raise ShapeError(f"rho has shape {tuple(rho.shape)}; accepted is a number, or ({dim},), one a dimension.")
+    if not bool((rho.detach().abs() < 1).all()):
+        raise ConfigError(f"rho must be in (-1, 1) in each dimension, got {rho.detach().tolist()}.")
 
 
 def interaction_variance(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from posthoc_inn import objectives
@@ -91,6 +92,23 @@ def test_pair_nll_is_the_joint_gaussians(mask):
     torch.testing.assert_close(objectives.pair_nll(b, a, shared[0], DIMS, rho, log_det_b, log_det_a), expected)
 
 
+def test_pair_nll_with_a_correlation_a_dimension_is_the_joint_gaussians():
+    a, b, log_det_a, log_det_b = pairs()
+    shared = torch.tensor(MASKS)
+    rho = torch.tensor([0.9, -0.3, 0.0, 0.2, 0.99, 0.5], dtype=torch.float64)
+    found = objectives.pair_nll(a, b, shared, DIMS, rho, log_det_a, log_det_b)
+    for i in range(8):
+        one = shared[i].double().repeat_interleave(torch.tensor(DIMS)) * rho
+        identity = np.eye(6)
+        covariance = np.block([[identity, np.diag(one)], [np.diag(one), identity]])
+        expected = -multivariate_normal(np.zeros(12), covariance).logpdf(torch.cat([a[i], b[i]]).numpy())
+        assert found[i].item() == pytest.approx(expected - float(log_det_a[i]) - float(log_det_b[i]))
+    one_for_all = objectives.pair_nll(
+        a, b, shared, DIMS, torch.full((6,), 0.9, dtype=torch.float64), log_det_a, log_det_b
+    )
+    torch.testing.assert_close(one_for_all, objectives.pair_nll(a, b, shared, DIMS, 0.9, log_det_a, log_det_b))
+
+
 def test_pair_nll_equals_the_equation_in_numpy_with_one_mask_a_pair():
     a, b, log_det_a, log_det_b = pairs(8)
     shared, rho = torch.tensor(MASKS), 0.7
@@ -132,6 +150,9 @@ def test_pair_nll_has_finite_gradients_for_correlations_close_to_one():
         ({"rho": 1.0}, ConfigError, r"rho must be in \[0, 1\), got 1.0"),
         ({"rho": -0.1}, ConfigError, "rho must be"),
         ({"rho": math.nan}, ConfigError, "rho must be"),
+        ({"rho": torch.full((6,), -1.0)}, ConfigError, r"rho must be in \(-1, 1\) in each dimension"),
+        ({"rho": torch.full((6,), math.nan)}, ConfigError, "in each dimension"),
+        ({"rho": torch.zeros(5)}, ShapeError, r"rho has shape \(5,\); accepted is a number, or \(6,\)"),
         ({"shared": torch.ones(8, 3)}, ShapeError, "torch.float32.*boolean"),
         ({"shared": torch.ones(8, 2, dtype=torch.bool)}, ShapeError, r"\(8, 2\).*boolean \(B, 3\)"),
         ({"shared": torch.ones(7, 3, dtype=torch.bool)}, ShapeError, "7 rows for 8 pairs"),

@@ -15,6 +15,7 @@ from posthoc_inn.analysis.ladder import Rung
 from posthoc_inn.analysis.likelihood import Likelihood, likelihood
 from posthoc_inn.analysis.maps import InvarianceMaps, LayerMaps, invariance_maps
 from posthoc_inn.analysis.measure import AutoencoderQuality, autoencoder_quality, measure
+from posthoc_inn.analysis.pair_shares import PairShare, PairShares, pair_shares, paired_rows
 from posthoc_inn.analysis.recombination import Recombination, recombine, recombine_frames
 from posthoc_inn.analysis.relevance import ConceptRelevance, ConceptShares, Share, concept_relevance, variance_shares
 from posthoc_inn.analysis.response import FactorResponse, Response, ornstein_uhlenbeck, response
@@ -47,6 +48,8 @@ __all__ = [
     "InvarianceMaps",
     "LayerMaps",
     "Likelihood",
+    "PairShare",
+    "PairShares",
     "Recombination",
     "Response",
     "Result",
@@ -75,6 +78,8 @@ __all__ = [
     "measure",
     "model_accuracy",
     "ornstein_uhlenbeck",
+    "pair_shares",
+    "paired_rows",
     "read_frames",
     "recombine",
     "recombine_frames",

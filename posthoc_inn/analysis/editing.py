@@ -73,7 +73,9 @@ def replace(concepts: ConceptModel, x: Tensor, name: str | int, value: Tensor) -
 
 
 def resample(concepts: ConceptModel, x: Tensor, names: Names, n: int, seed: int = 0) -> Tensor:
-    """Return `n` versions of each row of `x` whose named factors are drawn from N(0, 1), all else kept.
+    """Return `n` versions of each row of `x` whose named factors are drawn anew, all else kept.
+
+    Draws are from N(0, s²), s being the factors' deviations over held-out images (`ConceptModel.deviation`).
 
     Args:
         concepts: e.
@@ -93,8 +95,8 @@ def resample(concepts: ConceptModel, x: Tensor, names: Names, n: int, seed: int 
         raise ConfigError(f"n must be at least 1, got {n}.")
     columns = factor_columns(concepts, names)
     factors = concepts.joined(x)[:, None].repeat(1, n, 1)
-    draws = torch.randn(len(x), n, len(columns), generator=torch.Generator().manual_seed(seed))
-    factors[..., columns] = draws.to(factors)
+    draws = torch.randn(len(x), n, len(columns), generator=torch.Generator().manual_seed(seed)).to(factors)
+    factors[..., columns] = draws * concepts.deviation[columns]
     return concepts.inverse(factors)
 
 
@@ -119,7 +121,7 @@ def edited(
         names: Which concepts.
         source: Latents to take them from, (B, D) or (1, D).
         value: What the one concept is set to, (width,) or (B, width).
-        n: Draws from N(0, 1).
+        n: Draws, of the spread that the concept has over held-out images.
         seed: Of the draws.
 
     Returns:

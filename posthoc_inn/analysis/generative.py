@@ -34,7 +34,9 @@ REAL, RECONSTRUCTED, OF_E, OF_PRIOR = "real images", "reconstructions", "samples
 def generate_batches(
     decoder: Pipeline | Decoder, concepts: ConceptModel | None, n: int, seed: int = 0, *, dim: int | None = None
 ) -> Iterator[Tensor]:
-    """Yield batches of `n` images in all, D(e⁻¹(n)) with n ~ N(0, 1) (IIN eq. 13).
+    """Yield batches of `n` images in all, D(e⁻¹(n)) with n ~ N(0, s²) (IIN eq. 13).
+
+    s is the deviation of each dimension of e over held-out images, which is 1 where e is a perfect density.
 
     Args:
         decoder: D, or the fitted parts.
@@ -64,12 +66,15 @@ def _generated(
 ) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, n, CHUNK):
-        draws = torch.randn(min(CHUNK, n - start), width, generator=generator)
-        yield decoder.decode(draws if concepts is None else concepts.inverse(draws)).cpu()
+        count = min(CHUNK, n - start)
+        if concepts is None:
+            yield decoder.decode(torch.randn(count, width, generator=generator)).cpu()
+        else:
+            yield decoder.decode(concepts.inverse(concepts.drawn(count, generator=generator))).cpu()
 
 
 def generate(decoder: Pipeline | Decoder, concepts: ConceptModel, n: int, seed: int = 0) -> Tensor:
-    """Return `n` images (n, C, H, W) in [0, 1]: D(e⁻¹(n)), n ~ N(0, 1) (IIN eq. 13).
+    """Return `n` images (n, C, H, W) in [0, 1]: D(e⁻¹(n)), n ~ N(0, s²) (IIN eq. 13), see `generate_batches`.
 
     Args:
         decoder: D, or the fitted parts.

@@ -1,6 +1,7 @@
 """Network response (IIN 4.2): a random walk in one factor, mapped back into the model, and what the output does.
 
-The walk is an Ornstein-Uhlenbeck process whose stationary law is that of the factors, N(0, 1).
+The walk is an Ornstein-Uhlenbeck process whose stationary law is that of the factors, N(0, s²) with their deviations s
+over held-out images.
 """
 
 from __future__ import annotations
@@ -325,8 +326,9 @@ class _Walks:
         tally = torch.zeros(2, classes, dtype=torch.float64)
         for rows in torch.arange(len(self.start)).split(self.group):
             factors = joined[rows][:, None].repeat(1, steps, 1)
-            walk = ornstein_uhlenbeck(joined[rows][:, columns], steps, self.correlation, generator)
-            factors[..., columns] = walk[:, 1:]
+            scale = concepts.deviation[columns]
+            walk = ornstein_uhlenbeck(joined[rows][:, columns] / scale, steps, self.correlation, generator)
+            factors[..., columns] = walk[:, 1:] * scale
             points = concepts.inverse(factors)
             away = (points - self.start[rows][:, None].to(points)).flatten(2).norm(dim=2)
             moved.append(away.mean(1).cpu())

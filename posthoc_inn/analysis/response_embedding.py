@@ -161,7 +161,8 @@ def response_embedding(
         columns = factor_columns(concepts, number)
         generator = torch.Generator().manual_seed(derived(seed, "walk", number))
         factors = own.repeat(steps + 1, 1)
-        factors[:, columns] = ornstein_uhlenbeck(own[:, columns], steps, correlation, generator)[0]
+        scale = concepts.deviation[columns]
+        factors[:, columns] = ornstein_uhlenbeck(own[:, columns] / scale, steps, correlation, generator)[0] * scale
         walks.append(concepts.inverse(factors).flatten(1).float().cpu())
     rows = x.flatten(1).float().cpu()
     points, placed = _placed(umap, rows, walks, neighbors, seed)

@@ -80,7 +80,7 @@ class ConceptSensitivity(Result):
         concepts: One result a concept, in the order of e.
         between: Distances between different images: what changing everything does.
         embedding: Which embedding.
-        edit: "swap": the factor of another image; "resample": drawn from N(0, 1).
+        edit: "swap": the factor of another image; "resample": drawn with its deviation over held-out images.
         images: Images edited.
     """
 
@@ -164,7 +164,7 @@ def concept_sensitivity(
         concepts: e over z_bar.
         z_bar: Latents (B, D) of two or more held-out images.
         names: Which factors; None for all, the residual included.
-        edit: "swap" with a random other image of the batch (the paper's), or "resample" from N(0, 1).
+        edit: "swap" with a random other image of the batch (the paper's), or "resample" with the factor's deviation.
         at: Embedding: z at the pipeline's layer, or the model's output; flattened.
         labels: Concept -> whole numbers (B,): swaps of it take an image that differs in it, as the paper's do. Without
             them many swaps of a concept with few values change nothing.
@@ -189,13 +189,13 @@ def concept_sensitivity(
         if edit == "swap":
             target = factors[_others(len(z_bar), known.get(name), name, generator).to(factors.device)]
         else:
-            target = torch.randn(factors.shape, generator=generator).to(factors)
+            target = concepts.drawn(len(factors), generator=generator).to(factors)
         edited = factors.clone()
         edited[:, columns] = target[:, columns]
         changed = concepts.inverse(edited)
         moved = (changed - z_bar).norm(dim=1)
         towards = random_subspace_swap(factors, target, len(columns), generator)
-        step = torch.randn(factors.shape, generator=generator).to(factors)
+        step = concepts.drawn(len(factors), generator=generator).to(factors)
         drift = step_of_size(concepts, z_bar, factors, step, moved)
         of_edit, of_width, of_norm = (
             _distances(before, _embed(pipeline, latents, at)) for latents in (changed, concepts.inverse(towards), drift)

@@ -35,7 +35,7 @@ def build_flow(flow: FlowConfig, conditioner: ConditionerConfig) -> ConditionalF
 def build_concepts(record: ConceptRecord) -> ConceptModel:
     """Build e, with a coupling of the core's or a registered one."""
     flow = FactorFlow(record.flow, record.sizes, coupling=coupling_of(record.flow), aligned=record.aligned)
-    return ConceptModel(flow, record.names, space=record.space, shape=record.shape)
+    return ConceptModel(flow, record.names, space=record.space, shape=record.shape, is_measured=record.is_measured)
 
 
 def build_autoencoder(config: AutoencoderConfig) -> nn.Module:
@@ -225,8 +225,12 @@ def filled(build: Callable[[], M], tensors: Mapping[str, Tensor], prefix: str, w
 def _check_ranges(state: Mapping[str, Tensor], what: str, directory: Path) -> None:
     """Refuse what is finite, and yet gives NaN or infinity as soon as it is used."""
     for name, tensor in state.items():
+        if (what, name) == ("e", "rho") and not bool((tensor.abs() < 1).all()):
+            raise BundleError(
+                f"The {what} of the bundle {directory} holds correlations outside (-1, 1): it is damaged."
+            )
         if (name.endswith("running_var") and bool((tensor < 0).any())) or (
-            name.endswith("z_std") and bool((tensor <= 0).any())
+            (name.endswith("z_std") or (what, name) == ("e", "deviation")) and bool((tensor <= 0).any())
         ):
             raise BundleError(
                 f"{shown(name, 100)} of the {what} of the bundle {directory} holds variances or deviations that are "

@@ -23,11 +23,13 @@ from posthoc_inn.rows.world import World
 from posthoc_inn.weights import describe_tensors, fingerprint
 
 FORMAT = "posthoc-inn-bundle"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda data: {**data, "concepts": None, "is_flow_on_concepts": False},  # format 1 knew no e
     2: lambda data: {**data, "concepts": data.get("concepts") and {**data["concepts"], "aligned": False}},
     3: lambda data: data,  # format 3 went by the shape of the prediction, as "auto" does
+    # format 4 kept no correlations and deviations of e's factors
+    4: lambda data: {**data, "concepts": data.get("concepts") and {**data["concepts"], "is_measured": False}},
 }
 """From each older version of bundle.json to the next one."""
 MAX_TEXT = 1000
@@ -227,6 +229,7 @@ class ConceptRecord(Config):
     shape: tuple[int, ...]
     space: Literal["z_bar", "z"]
     aligned: bool
+    is_measured: bool
 
     def _check(self, problems: Problems) -> None:
         problems.check(self.flow.context_dim == 0, "e takes no context")
@@ -258,6 +261,7 @@ class ConceptRecord(Config):
             concepts.shape,
             concepts.space,
             concepts.flow.alignment is not None,
+            concepts.is_measured,
         )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import nan
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from posthoc_inn.errors import ConfigError, Problems, ShapeError, UnknownNameError, listed, quoted, suggest
+from posthoc_inn.errors import ConfigError, DataError, Problems, ShapeError, UnknownNameError, listed, quoted, suggest
 from posthoc_inn.flows import FactorFlow
 
 RESIDUAL = "residual"
@@ -53,10 +54,15 @@ class ConceptModel(nn.Module):
         names: Names of e_1 .. e_K, in the order of the flow's factors; () for an unsupervised e (IIN eq. 12).
         space: What it is trained on.
         shape: Shape of one z or z_bar, without the batch.
+        is_measured: Whether correlations and deviations are known; `set_moments` makes it so.
 
     Attributes:
         factor_names: "residual", then `names`.
         factor_dims: Width of each factor, residual first.
+        rho: Correlation of each dimension in pairs that share its factor, (D,), as e assumes it; 0 where no pair shares
+            it, nan where it is not known.
+        deviation: Standard deviation of each dimension over held-out images, (D,): 1 under the model, and so where it
+            was not measured. Draws and walks are scaled by it.
 
     Raises:
         ConfigError: Names and factors, or shape and width, do not fit.
@@ -74,7 +80,13 @@ class ConceptModel(nn.Module):
     """
 
     def __init__(
-        self, flow: FactorFlow, names: Sequence[str], *, space: Space = "z_bar", shape: Sequence[int] | None = None
+        self,
+        flow: FactorFlow,
+        names: Sequence[str],
+        *,
+        space: Space = "z_bar",
+        shape: Sequence[int] | None = None,
+        is_measured: bool = False,
     ) -> None:
         super().__init__()
         self.flow = flow
@@ -90,6 +102,41 @@ class ConceptModel(nn.Module):
             )
         if torch.Size(self.shape).numel() != flow.config.dim:
             raise ConfigError(f"e takes {flow.config.dim} values, a {space} of shape {self.shape} has another number.")
+        self.is_measured = is_measured
+        self.rho: Tensor
+        self.deviation: Tensor
+        # Bundles of an e that was never measured, as all of earlier versions are, do not have them.
+        dim = flow.config.dim
+        self.register_buffer("rho", torch.full((dim,), 0.0 if is_measured else nan), persistent=is_measured)
+        self.register_buffer("deviation", torch.ones(dim), persistent=is_measured)
+
+    def set_moments(self, rho: Tensor, deviation: Tensor) -> None:
+        """Set what is known of pairs and of held-out images, see the attributes.
+
+        Args:
+            rho: (D,), in (-1, 1).
+            deviation: (D,), positive.
+
+        Raises:
+            ShapeError: A shape does not fit.
+            DataError: A value is out of range, or not finite.
+        """
+        dim = self.flow.config.dim
+        if rho.shape != (dim,) or deviation.shape != (dim,):
+            raise ShapeError(
+                f"rho and deviation have shapes {tuple(rho.shape)} and {tuple(deviation.shape)}; accepted is ({dim},)."
+            )
+        is_finite = bool(torch.isfinite(deviation).all())
+        if not bool((rho.abs() < 1).all()) or not is_finite or not bool((deviation > 0).all()):
+            raise DataError("Correlations must be in (-1, 1), and deviations positive and finite.")
+        device = next(self.flow.parameters()).device
+        self.is_measured = True
+        self.register_buffer("rho", rho.detach().float().to(device, copy=True))
+        self.register_buffer("deviation", deviation.detach().float().to(device, copy=True))
+
+    def drawn(self, *lead: int, generator: torch.Generator) -> Tensor:
+        """Return draws of all factors, (*lead, D), from N(0, `deviation`²): what e takes images for."""
+        return torch.randn(*lead, self.flow.config.dim, generator=generator) * self.deviation.cpu()
 
     def index(self, name: str | int) -> int:
         """Return the number of a factor, by name.

@@ -259,6 +259,8 @@ class ConceptConfig(Config):
         activation: Their activation.
         separate_nets: Separate scale and shift networks.
         rho: Correlation of a shared factor between the two images of a pair; 0.9 in MSC, 0.975 in its code.
+        learn_rho: Learn it for each dimension, below 0.99, from there or, where e starts aligned, from what the pairs'
+            second moments say; without, it is fixed, as in the papers.
         aligned: Start e where its factors are told apart linearly, by second moments of the pairs, where there are
             four rows a dimension and at most 1024 dimensions
             (`posthoc_inn.concepts.shared_directions`); otherwise as in the papers, anywhere.
@@ -275,6 +277,7 @@ class ConceptConfig(Config):
     activation: Activation = "silu"
     separate_nets: bool = False
     rho: float = 0.9
+    learn_rho: bool = True
     aligned: bool = True
     sizes: tuple[int, ...] | None = None
     random: bool = True

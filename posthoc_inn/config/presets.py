@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from posthoc_inn.config.parts import Activation, FitConfig, FlowConfig, TrainConfig
+from posthoc_inn.config.parts import Activation, ConceptConfig, FitConfig, FlowConfig, TrainConfig
 from posthoc_inn.errors import ConfigError, suggest
 
 _AUTOENCODER_TRAINING = TrainConfig(
     steps=12000, batch_size=64, lr=3e-3, weight_decay=0.0, warmup=0.02, clip=1.0, eval_every=1000, patience=0
 )
 _FLOW_TRAINING = TrainConfig(steps=14_000, lr=3e-3, weight_decay=0.3, eval_every=1000, patience=4)
+
+_CONCEPTS = ConceptConfig()
 
 
 def _preset(
@@ -28,6 +30,7 @@ def _preset(
     autoencoder_width: int = 32,
     activation: Activation = "silu",
     kind: str = "affine",
+    concepts: ConceptConfig = _CONCEPTS,
 ) -> FitConfig:
     flow = FlowConfig(
         dim=dim,
@@ -50,12 +53,18 @@ def _preset(
         flow=flow,
         autoencoder_training=autoencoder,
         flow_training=training,
+        concepts=concepts,
     )
 
 
 # The papers train for very long on GPUs; their presets keep the shapes of MSC tab. S10 and a usual recipe.
 _PAPER_TRAINING = TrainConfig(steps=100_000, batch_size=16, lr=1e-4, optimizer="adam", weight_decay=0.0, patience=10)
-_PAPER: dict[str, Any] = {"separate_nets": True, "training": _PAPER_TRAINING, "activation": "leaky_relu"}
+_PAPER: dict[str, Any] = {
+    "separate_nets": True,
+    "training": _PAPER_TRAINING,
+    "activation": "leaky_relu",
+    "concepts": ConceptConfig(learn_rho=False),
+}
 PRESETS: dict[str, FitConfig] = {
     p.preset: p
     for p in (

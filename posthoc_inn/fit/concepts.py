@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,11 +38,15 @@ from posthoc_inn.rows.reader import LABEL
 from posthoc_inn.seeds import derived
 from posthoc_inn.training import History, train
 from posthoc_inn.training.factors import HELD_OUT_PAIRS, DensityTask, FactorTask
-from posthoc_inn.training.moments import pair_moments
+from posthoc_inn.training.moments import PairMoments, pair_moments
 from posthoc_inn.training.precision import fabric_for
 
 INITIALIZATION_ROWS = 4096
 """Rows that t and e are initialised with."""
+START_RHO = 0.95
+"""Bound of the correlations that e starts with: near 1 their gradients are steep."""
+LEAST_ROWS = 100
+"""Held-out rows below which they do not tell the factors' deviations: 100 tell them to 7 %."""
 SIZING_PAIRS = 4096
 """Pairs that each concept's score is measured on."""
 MAX_Z = 8192
@@ -107,8 +111,19 @@ class _Numbered:
     """A source over rows, from one over images."""
 
     def __init__(self, source: ConceptSource, images: Tensor) -> None:
+        self._source, self._images = source, images
         self._pairs = RowPairs(source, images)
         self.names = source.names
+
+    @property
+    def values(self) -> Mapping[str, Tensor]:
+        """Values of the concepts, one a row, where the source tells them of these images."""
+        found = self._pairs.source
+        return getattr(found, "values", {}) if found is not self._source else {}
+
+    def subset(self, index: Tensor) -> _Numbered:
+        """Return the pairs among the rows `index` (M,), which are numbered from 0 then."""
+        return _Numbered(self._source, self._images[index])
 
     def pairs(self, n: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         return self._pairs.draw(n, seed=seed)
@@ -358,20 +373,53 @@ def fit_concepts(
             sizes, scores = estimate_sizes(rows, pairs, seed=seed)
     sizes = (rows.dim,) if sizes is None else tuple(sizes)
     check_sizes(sizes, names, rows.dim)
-    flow = _started_flow(config, sizes, rows, pairs, seed).to(device)
+    flow, rho = _started_flow(config, sizes, rows, pairs, seed)
+    flow.to(device)
     set_compute_dtype(flow, torch.bfloat16 if precision == "bf16" else None)
     task: FactorTask | DensityTask
     if pairs is None:
         task = DensityTask(flow, rows, held_out, batch_size=training.batch_size, seed=training.seed)
     else:
         aside = (rows, pairs) if bound.held_out is None else (held_out, _pairs(bound.held_out, config.random))
-        task = FactorTask(flow, rows, pairs, aside, rho=config.rho, batch_size=training.batch_size, seed=training.seed)
+        task = FactorTask(
+            flow,
+            rows,
+            pairs,
+            aside,
+            rho=rho,
+            learn_rho=config.learn_rho,
+            batch_size=training.batch_size,
+            seed=training.seed,
+        )
     # Like t, e runs its matrix products in bf16 by itself.
     fabric = fabric_for(device, "32")
     of = key_of(key, _pairs_digest(pairs))
     history = train(task, training, fabric=fabric, checkpoint=checkpoint, resume=resume, progress=progress, key=of)
     set_compute_dtype(flow, None)
-    return ConceptFit(ConceptModel(flow.eval(), names, space=bound.space, shape=rows.shape), scores, history)
+    model = ConceptModel(flow.eval(), names, space=bound.space, shape=rows.shape)
+    found = task.module.rho.detach().cpu() if isinstance(task, FactorTask) else torch.zeros(rows.dim)
+    model.set_moments(found * _are_shared(pairs, sizes), deviations(model, rows, held_out, seed=seed))
+    return ConceptFit(model, scores, history)
+
+
+def _are_shared(pairs: RowPairs | None, sizes: Sequence[int]) -> Tensor:
+    """Return, for each dimension (D,), whether pairs ever share its factor: nothing is learned of others."""
+    if pairs is None:
+        return torch.zeros(sum(sizes), dtype=torch.bool)
+    shared = pairs.draw(SIZING_PAIRS * len(pairs.names), seed=0)[2]
+    return shared.any(dim=0).repeat_interleave(torch.tensor(sizes))
+
+
+@torch.no_grad()
+def deviations(model: ConceptModel, rows: Rows, held_out: Rows, *, seed: int = 0) -> Tensor:
+    """Return the standard deviation of each dimension of e over held-out rows, (D,), the encoder's noise included.
+
+    Where fewer than `LEAST_ROWS` are held out, training rows are taken: so few tell no deviation.
+    """
+    used = held_out if len(held_out) >= LEAST_ROWS else rows
+    generator = torch.Generator().manual_seed(derived(seed, "deviations"))
+    some = torch.randperm(len(used), generator=generator)[:INITIALIZATION_ROWS]
+    return model.joined(used.drawn(some, generator)).cpu().double().std(dim=0).clamp_min(1e-6).float()
 
 
 def _pairs_digest(pairs: RowPairs | None) -> str:
@@ -386,22 +434,40 @@ def _pairs_digest(pairs: RowPairs | None) -> str:
 
 def _started_flow(
     config: ConceptConfig, sizes: Sequence[int], rows: Rows, pairs: RowPairs | None, seed: int
-) -> FactorFlow:
-    """Return e, initialised from its rows: aligned with what pairs share where there are pairs and enough rows."""
+) -> tuple[FactorFlow, float | Tensor]:
+    """Return e, initialised from its rows, and the correlations it starts with.
+
+    It is aligned with what pairs share where there are pairs and enough rows.
+    """
     can_align = rows.dim <= MAX_ALIGNED and len(rows) >= ROWS_A_DIM * rows.dim
     if pairs is None or not config.aligned or not can_align:
         flow = build_factor_flow(config, sizes, seed)
         generator = torch.Generator().manual_seed(seed)
         some = torch.randperm(len(rows), generator=generator)[:INITIALIZATION_ROWS]
         flow.initialize(rows.drawn(some, generator))
-        return flow
+        return flow, config.rho
     flow = build_factor_flow(config, sizes, seed, aligned=True)
     moments = pair_moments(rows, pairs, seed=seed)
     # The residual and the random concept, which pairs have in common by chance only, take what is left.
     names = (RESIDUAL, *pairs.names)
     common = [None if n in (RESIDUAL, RANDOM) else c for n, c in zip(names, moments.shared, strict=True)]
-    flow.align(moments.mean, shared_directions(moments.total, common, sizes))
-    return flow
+    directions = shared_directions(moments.total, common, sizes)
+    flow.align(moments.mean, directions)
+    return flow, _started_rho(config, moments, directions, sizes) if config.learn_rho else config.rho
+
+
+def _started_rho(config: ConceptConfig, moments: PairMoments, directions: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return what the aligned factors' images correlate with in pairs that share them, (D,).
+
+    From the papers' 0.9 it takes hundreds of steps to get there, in which factors are shrunk as by a fixed ρ.
+    """
+    parts = []
+    for common, rows in zip(moments.shared, directions.split(list(sizes)), strict=True):
+        if common is None:
+            parts.append(torch.full((len(rows),), config.rho, dtype=torch.float64))
+        else:
+            parts.append(torch.einsum("id,de,ie->i", rows, common, rows).clamp(-START_RHO, START_RHO))
+    return torch.cat(parts).float()
 
 
 def _pairs(source: ConceptSource, with_random: bool) -> RowPairs:

@@ -225,7 +225,7 @@ def concept_step(parts: Parts) -> Callable[[], None]:
     a, b = torch.randn(2, config.training.batch_size, dim, generator=generator).to(parts.device)
     flow.initialize(a)
     set_compute_dtype(flow, torch.bfloat16 if parts.precision == "bf16" else None)
-    loss = FactorLoss(flow, config.rho).train()
+    loss = FactorLoss(flow, config.rho, learned=config.learn_rho).train()
     optimizer = torch.optim.Adam(loss.parameters(), fused=True)
     shared = torch.tensor([False, True], device=parts.device)
 

@@ -15,14 +15,41 @@ from posthoc_inn.seeds import derived
 from posthoc_inn.training.tasks import Shuffle
 
 HELD_OUT_PAIRS = 4096
+MAX_RHO = 0.99
+"""Bound of learned correlations. A dimension in which the images of training pairs hardly differ, because they are few
+or learned by heart, would otherwise gain nats without end; and gradients grow with 1 / (1 - ρ²), which is 50 here."""
 
 
 class FactorLoss(nn.Module):
-    """The negative log-likelihood of pairs under e (MSC eq. 13), averaged, as a module."""
+    """The negative log-likelihood of pairs under e (MSC eq. 13), averaged, as a module.
 
-    def __init__(self, flow: FactorFlow, rho: float) -> None:
+    Args:
+        flow: e.
+        rho: Correlation of shared factors, one number or one a dimension, (D,).
+        learned: Learn it, a dimension at a time, from there, within ±`MAX_RHO`. Dimensions that pairs do not share end
+            near 0, and the factors' deviations near 1 whatever pairs share. With one fixed ρ a factor whose images
+            correlate less than that is shrunk instead.
+
+    >>> from posthoc_inn.config import FlowConfig
+    >>> loss = FactorLoss(FactorFlow(FlowConfig(dim=2, blocks=1, width=2), (1, 1)), 0.9, learned=True)
+    >>> [round(r, 4) for r in loss.rho.tolist()]
+    [0.9, 0.9]
+    """
+
+    def __init__(self, flow: FactorFlow, rho: float | Tensor, *, learned: bool = False) -> None:
         super().__init__()
-        self.flow, self.rho = flow, rho
+        self.flow = flow
+        parameter = next(flow.parameters())
+        start = torch.as_tensor(rho, dtype=torch.float32).expand(flow.config.dim).clone().to(parameter.device)
+        self.raw_rho = nn.Parameter((start / MAX_RHO).clamp(-0.999, 0.999).atanh()) if learned else None
+        self.fixed_rho: Tensor
+        self.register_buffer("fixed_rho", start, persistent=False)
+
+    @property
+    def rho(self) -> Tensor:
+        """Correlation of each dimension where its factor is shared, (D,)."""
+        # Of a tangent, not of a logistic function: 0 lies inside, so that an estimate of 0 is not pushed to one side.
+        return self.fixed_rho if self.raw_rho is None else MAX_RHO * self.raw_rho.tanh()
 
     def forward(self, a: Tensor, b: Tensor, shared: Tensor) -> Tensor:
         """Return the mean loss, a scalar in nats an image, for latents a, b (B, D) and `shared` (B, K + 1)."""
@@ -40,7 +67,8 @@ class FactorTask:
         rows: Of training.
         pairs: Of those rows.
         held_out: Rows that are kept aside, and their pairs.
-        rho: Correlation of a shared factor.
+        rho: Correlation of a shared factor, or of each dimension, (D,).
+        learn_rho: Learn it from there, see `FactorLoss`.
         batch_size: Pairs a step.
         seed: Of pairs and noise.
     """
@@ -54,11 +82,12 @@ class FactorTask:
         pairs: RowPairs,
         held_out: tuple[Rows, RowPairs],
         *,
-        rho: float,
+        rho: float | Tensor,
+        learn_rho: bool = False,
         batch_size: int,
         seed: int,
     ) -> None:
-        self.module = FactorLoss(flow, rho)
+        self.module = FactorLoss(flow, rho, learned=learn_rho)
         self._rows, self._pairs, self._held_out = rows, pairs, held_out
         self._batch_size, self._seed = batch_size, seed
 

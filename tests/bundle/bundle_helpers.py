@@ -57,7 +57,9 @@ def make_concepts(seed=4):
     generator = torch.Generator().manual_seed(seed)
     randomize(flow, weights=0.1, generator=generator)
     flow.align(torch.randn(LATENT, generator=generator), torch.randn(LATENT, LATENT, generator=generator))
-    return ConceptModel(flow, ("digit", "color")).eval()
+    concepts = ConceptModel(flow, ("digit", "color"))
+    concepts.set_moments(torch.tensor([0.0, 0.0, 0.7, -0.1]), torch.tensor([1.0, 1.1, 0.6, 1.2]))
+    return concepts.eval()
 
 
 def make_autoencoder(seed=2):

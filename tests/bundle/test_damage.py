@@ -728,3 +728,12 @@ def test_a_zip_of_nothing_is_still_taken_for_a_pickle(saved):
 def test_the_largest_flow_is_bounded_by_its_configuration():
     with pytest.raises(PosthocInnError, match="dim must be"):
         FlowConfig(dim=1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"), [("rho", 1.0, "correlations outside"), ("deviation", 0.0, "not positive")]
+)
+def test_moments_of_e_that_nothing_can_have_are_refused(saved, name, value, told):
+    change_tensors(saved, lambda tensors: tensors.update({f"concepts.{name}": torch.full((4,), value)}))
+    with pytest.raises(BundleError, match=told):
+        load_bundle(saved)

@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 from bundle_helpers import LATENT, document, make_autoencoder, make_bundle, make_flow, make_model, sample
+from make_golden import DATA
 from torch import nn
 
 from posthoc_inn.autoencoders import GivenAutoencoder
@@ -52,7 +53,16 @@ def test_e_comes_back_with_its_names_to_the_bit(saved):
     assert (loaded.names, loaded.factor_dims, loaded.space, loaded.shape) == (e.names, e.factor_dims, e.space, e.shape)
     x = torch.randn(5, LATENT)
     assert torch.equal(loaded.joined(x), e.joined(x))
+    assert torch.equal(loaded.rho, e.rho)
+    assert torch.equal(loaded.deviation, e.deviation)
     assert not loaded.training
+
+
+def test_an_old_e_is_saved_anew_as_it_was(tmp_path):
+    old = load_bundle(DATA / "v3")
+    loaded = load_bundle(save_bundle(old, tmp_path / "run")).concepts
+    assert not loaded.is_measured
+    assert loaded.deviation.tolist() == [1] * 4
 
 
 def test_a_bundle_without_e_has_none(tmp_path):

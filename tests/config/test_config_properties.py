@@ -119,6 +119,7 @@ CONCEPTS = st.builds(
     activation=ACTIVATION,
     separate_nets=st.booleans(),
     rho=SHARE,
+    learn_rho=st.booleans(),
     aligned=st.booleans(),
     sizes=st.none() | st.lists(whole(1, 1000), min_size=1, max_size=6).map(tuple),
     random=st.booleans(),

@@ -65,7 +65,8 @@ def test_known_factors_are_recovered(fitted):
         for other in source.names:
             found_correlation = correlation(factors[other][a[same]].numpy(), factors[other][b[same]].numpy())
             if other == name:
-                assert found_correlation > 0.8, (name, other, found_correlation)
+                # Correlations are learned, so that what is shared may lie in few of a factor's dimensions.
+                assert found_correlation > 0.65, (name, other, found_correlation)
             else:
                 assert abs(found_correlation) < 0.12, (name, other, found_correlation)
 
@@ -87,7 +88,7 @@ def test_the_held_out_loss_is_the_pair_likelihood_of_held_out_pairs(fitted):
     a, b, shared = pairs.draw(4096, seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        loss = FactorLoss(found.model.flow, 0.9)(rows.drawn(a, generator), rows.drawn(b, generator), shared)
+        loss = FactorLoss(found.model.flow, found.model.rho)(rows.drawn(a, generator), rows.drawn(b, generator), shared)
     best = min(row["held_out"] for row in found.history.to_dict()["rows"])
     assert float(loss) == pytest.approx(best, abs=1e-4)
     # Knowing what pairs share is worth nats: less than the entropy of N(0, 1) under the noise's own floor.
