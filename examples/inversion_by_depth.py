@@ -11,6 +11,7 @@ stopped when it is started again. About 45 minutes on one core that nothing else
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from cifar_resnet import SPEC, cifar10, trained
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -34,7 +36,8 @@ LAYERS = ["layer1", "layer2", "layer3", "linear", "softmax"]
 """From the first stage to the output; `linear` gives the logits."""
 STOPPED_BY = 1000
 """Test images that say when the training of t stops; all others are inverted, or the reference."""
-DRAWN = 5
+CALLED = {"linear": "logits"}
+DRAWN = 4
 """Images in the picture."""
 
 
@@ -77,7 +80,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         lines += [f"| {title} | {' | '.join(names[n] for n in shown)} |", "|" + " --- |" * (len(shown) + 1)]
         for layer, facts in found.items():
             by_name = {m["name"]: m[key] for m in facts["methods"]}
-            lines.append(f"| {layer} | {' | '.join(f'{by_name[n]:.{digits}f}' for n in shown)} |")
+            lines.append(f"| {CALLED.get(layer, layer)} | {' | '.join(f'{by_name[n]:.{digits}f}' for n in shown)} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -89,12 +92,15 @@ def picture(pictures: dict[str, dict[str, Tensor]]) -> bytes:
     columns = [Column(first["images"][rows], "input"), Column(first[RECONSTRUCTIONS][rows, 0], "recon-\nstructed")]
     for layer, found in pictures.items():
         columns += [
-            Column(found[SAMPLES][rows, 0], f"{layer}\nt", gap=True, rule=True),
+            Column(found[SAMPLES][rows, 0], f"{CALLED.get(layer, layer)}:\nt", gap=True, rule=True),
             Column(found[SAMPLES][rows, 1], "t"),
             Column(found[ON_Z][rows, 0], "decoder"),
             Column(found[OPTIMIZED][rows, 0], "pixels"),
         ]
-    return to_png(grid(columns))
+    drawn = io.BytesIO()
+    with Image.open(io.BytesIO(to_png(grid(columns, inch=0.55)))) as image:
+        image.convert("RGB").save(drawn, format="JPEG", quality=85)
+    return drawn.getvalue()
 
 
 def main() -> None:
@@ -111,7 +117,7 @@ def main() -> None:
     smoke, out = arguments.smoke, arguments.out
     model, judge = trained(arguments.weights), LayerExtractor(trained(arguments.judge, 56), "pool")
     train, _ = cifar10(arguments.data_dir, train=True, count=400 if smoke else 16_000)
-    test, _ = cifar10(arguments.data_dir, train=False, count=200 if smoke else 3000)
+    test, _ = cifar10(arguments.data_dir, train=False, count=200 if smoke else 2000)
     apart = 100 if smoke else STOPPED_BY
     quick = preset("quick")
     config = quick.replace(conditioner_width=128, flow_training=quick.flow_training.replace(batch_size=128))
@@ -132,14 +138,14 @@ def main() -> None:
     settings = (
         {"steps": 10, "few": 8, "optimization_steps": 5}
         if smoke
-        else {"steps": 1000, "few": 32, "optimization_steps": 100}
+        else {"steps": 1000, "few": 16, "optimization_steps": 100}
     )
     found, pictures = {}, {}
     for layer in LAYERS:
         found[layer], pictures[layer] = measured(
             layer, model, (train, test[apart:]), network, out / "inversions", **settings
         )
-    (out / "inversion.png").write_bytes(picture(pictures))
+    (out / "inversion.jpg").write_bytes(picture(pictures))
     first = next(iter(found.values()))
     text = table(found) + (
         f"\nFréchet distance of the inverted images themselves: {first['floor']:.2f} for {first['images']} images, "
