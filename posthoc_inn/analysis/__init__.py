@@ -11,11 +11,13 @@ from posthoc_inn.analysis.frechet import FeatureNetwork, FrechetDistance, freche
 from posthoc_inn.analysis.generative import GenerativeQuality, generate, generative_quality
 from posthoc_inn.analysis.groups import GroupComparison, GroupOfImages, compare_groups
 from posthoc_inn.analysis.invariance import ExplainedByInvariances, explained_by_invariances, explained_share
+from posthoc_inn.analysis.inversion import Inverse, Inversion, inversion
 from posthoc_inn.analysis.ladder import Rung
 from posthoc_inn.analysis.likelihood import Likelihood, likelihood
 from posthoc_inn.analysis.maps import InvarianceMaps, LayerMaps, invariance_maps
 from posthoc_inn.analysis.measure import AutoencoderQuality, autoencoder_quality, measure
 from posthoc_inn.analysis.pair_shares import PairShare, PairShares, pair_shares, paired_rows
+from posthoc_inn.analysis.preimages import preimages
 from posthoc_inn.analysis.recombination import Recombination, recombine, recombine_frames
 from posthoc_inn.analysis.relevance import ConceptRelevance, ConceptShares, Share, concept_relevance, variance_shares
 from posthoc_inn.analysis.response import FactorResponse, Response, ornstein_uhlenbeck, response
@@ -46,6 +48,8 @@ __all__ = [
     "GroupComparison",
     "GroupOfImages",
     "InvarianceMaps",
+    "Inverse",
+    "Inversion",
     "LayerMaps",
     "Likelihood",
     "PairShare",
@@ -74,12 +78,14 @@ __all__ = [
     "generate",
     "generative_quality",
     "invariance_maps",
+    "inversion",
     "likelihood",
     "measure",
     "model_accuracy",
     "ornstein_uhlenbeck",
     "pair_shares",
     "paired_rows",
+    "preimages",
     "read_frames",
     "recombine",
     "recombine_frames",

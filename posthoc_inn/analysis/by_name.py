@@ -11,16 +11,21 @@ from torch import Tensor
 
 from posthoc_inn import analysis
 from posthoc_inn.analysis.comparable import check_gives_classes
+from posthoc_inn.analysis.inversion import METHODS
 from posthoc_inn.analysis.samples import class_names_of
 from posthoc_inn.concepts import RANDOM, ConceptModel
 from posthoc_inn.errors import ConfigError, DataError, Problems
+from posthoc_inn.features import LayerExtractor
 from posthoc_inn.features.outputs import is_classification
-from posthoc_inn.images import BatchSource, some_of
+from posthoc_inn.images import BatchSource, apply_spec, some_of
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.plugins import get_plugin_manager
+from posthoc_inn.progress import make_reporter
 
 E = "e"
 """What an analysis may need besides t: a trained e."""
+TRAIN = "train"
+"""The other: training images, as its option `train`."""
 WALKS = 3
 """Concepts that the map of a response shows walks in."""
 
@@ -193,3 +198,59 @@ def generative(interpreter: Fitted, data: Any, *, seed: int, images: int = 1000)
         return analysis.generative_quality(
             interpreter.pipeline, interpreter.concept_model, images_of(data, images, seed=seed), seed=seed
         )
+
+
+def inversion(
+    interpreter: Fitted,
+    data: Any,
+    *,
+    seed: int,
+    train: Any = None,
+    images: int = 400,
+    few: int = 16,
+    methods: str | tuple[str, ...] = METHODS,
+    steps: int = 1500,
+    optimization_steps: int = 200,
+    network: str | None = None,
+    network_weights: str | None = None,
+    network_layer: str = "output",
+    out: str | None = None,
+) -> Any:
+    """MSC 4.1, tab. 1: what others make of z."""
+    if isinstance(train, str):
+        raise ConfigError(
+            f"The option train takes images, as given to fit, not {train!r}; on the command line pass --train-data."
+        )
+    wanted = [part.strip() for part in methods.split(",")] if isinstance(methods, str) else list(methods)
+    given: dict[str, Any] = {}
+    if network is not None:
+        given = _named_network(interpreter.pipeline, network, network_weights, network_layer)
+    with make_reporter(None, stages=4) as reporter:
+        return analysis.inversion(
+            interpreter.pipeline,
+            images_of(data, images, seed=seed),
+            train,
+            methods=wanted,
+            few=few,
+            steps=steps,
+            optimization_steps=optimization_steps,
+            out=out,
+            seed=seed,
+            reporter=reporter,
+            **given,
+        )
+
+
+def _named_network(pipeline: Pipeline, name: str, weights: str | None, layer: str) -> dict[str, Any]:
+    """Return a registered network's layer, for a Fréchet distance over its features."""
+    manager = get_plugin_manager()
+    model = manager.build_backbone(name, weights=weights).to(pipeline.device)
+    spec = manager.image_spec(name, weights=weights)
+    extractor = LayerExtractor(model, layer)
+
+    def features(images: Tensor) -> Tensor:
+        images = images.to(pipeline.device)
+        return extractor.features(images if spec is None else apply_spec(images, spec))
+
+    random = "" if weights is not None else " with random weights"
+    return {"features": features, "name": f"{name} {layer}{random}"}

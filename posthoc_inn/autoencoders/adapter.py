@@ -96,8 +96,12 @@ class GivenAutoencoder(Autoencoder):
 
     def decode(self, z_bar: Tensor) -> Tensor:
         """Return images (B, C, H, W) in [0, 1] for latents (B, D)."""
+        return self.decode_unclamped(z_bar).clamp(0, 1)
+
+    def decode_unclamped(self, z_bar: Tensor) -> Tensor:
+        """Return the same before it is clamped to [0, 1], where values outside still have a gradient."""
         images: Tensor = self.decoder(z_bar).float()
-        return (images * 0.5 + 0.5 if self.image_range == "symmetric" else images).clamp(0, 1)
+        return images * 0.5 + 0.5 if self.image_range == "symmetric" else images
 
 
 def as_autoencoder(given: object) -> Autoencoder:

@@ -111,7 +111,11 @@ class ConvAutoencoder(TrainableAutoencoder):
 
     def decode(self, z_bar: Tensor) -> Tensor:
         """Return images (B, C, H, W) in [0, 1] for latents (B, D)."""
-        return (self._decoded(z_bar) * 0.5 + 0.5).clamp(0, 1)
+        return self.decode_unclamped(z_bar).clamp(0, 1)
+
+    def decode_unclamped(self, z_bar: Tensor) -> Tensor:
+        """Return the same before it is clamped to [0, 1], where values outside still have a gradient."""
+        return self._decoded(z_bar) * 0.5 + 0.5
 
     def _decoded(self, z_bar: Tensor) -> Tensor:
         """Return images in units of [-1, 1], not clamped, so that gradients reach values outside."""

@@ -212,6 +212,24 @@ ANALYSES = (
         "IIN tab. 2: samples of e by their Fréchet distance (needs torchmetrics)",
         {"images": "images (1000)"},
     ),
+    Analysis(
+        "inversion",
+        "inversion",
+        ("t", "train"),
+        "MSC tab. 1: samples of t beside a decoder trained on z, and pixels optimised to have it (needs torchmetrics)",
+        {
+            "train": "training images, on the command line --train-data",
+            "images": "images, every other of which is inverted (400)",
+            "few": "images that pixels are optimised for (16)",
+            "methods": "decoder, optimization, or both, separated by a comma (both)",
+            "steps": "training steps of the decoder (1500)",
+            "optimization_steps": "gradient steps on pixels (200)",
+            "network": "registered network that the Fréchet distance is over (Inception, or the layer itself)",
+            "network_weights": "its weights: a file or a published name (random)",
+            "network_layer": "its layer (output)",
+            "out": "directory for the decoder's checkpoints, which a second run goes on from",
+        },
+    ),
 )
 
 

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 @click.command("analyze")
 @click.argument("names", nargs=-1)
 @click.option("--data", metavar="NAME|FOLDER", help="Images to ask about: a data set's held-out part, or a folder.")
-@click.option("--data-dir", type=click.Path(), help="Directory the data set is read from.")
+@click.option(
+    "--train-data",
+    metavar="NAME|FOLDER",
+    help="Images to train on, for analyses that train: the data set's training part, or a folder.",
+)
+@click.option("--inversion", is_flag=True, help="The analysis inversion, which trains for minutes: needs --train-data.")
+@click.option("--data-dir", type=click.Path(), help="Directory the data sets are read from.")
 @click.option("--data-option", "data_options", type=KeyValue(), multiple=True, help="An option of the data set.")
 @click.option(
     "--option",
@@ -42,6 +48,8 @@ def command(
     names: tuple[str, ...],
     bundle: Path,
     data: str | None,
+    train_data: str | None,
+    inversion: bool,
     data_dir: str | None,
     data_options: tuple[tuple[str, Any], ...],
     own: tuple[tuple[str, Any], ...],
@@ -56,17 +64,20 @@ def command(
 ) -> None:
     """Analyse a fitted layer: all that the bundle allows, or those named.
 
-    Writes one report with a section each, its figure, what to conclude and what not, and all figures as JSON.
+    Writes one report with a section each, its figure, what to conclude and what not, and all figures as JSON. What
+    trains (inversion) is run where it is asked for, or --train-data is given.
 
     \b
     posthoc-inn analyze --bundle runs/color-digits --data color-digits
     posthoc-inn analyze attack edits --bundle runs/mine --data photos/ --option attack.epsilon=0.1
+    posthoc-inn analyze --inversion --bundle runs/mine --data test/ --train-data train/
     posthoc-inn analyze --bundle runs/mine --list
     """  # noqa: D301 (click reads a real \b)
     from posthoc_inn.cli.options import device_option
     from posthoc_inn.plugins import get_plugin_manager
 
     manager = get_plugin_manager()
+    names = tuple(dict.fromkeys([*names, *(["inversion"] if inversion else [])]))
     problems = Problems("posthoc-inn analyze")
     for name in names:
         try:
@@ -79,17 +90,23 @@ def command(
     problems.raise_if_any()
 
     from posthoc_inn import __version__
+    from posthoc_inn.analysis.by_name import needs_of
     from posthoc_inn.report.analyses import write_analyses
 
     where = bundle_of(bundle)
     interpreter, stored = load(bundle, model, weights, device, autoencoder)
-    has = {"t", *(["e"] if stored.concepts is not None else [])}
+    has = {"t", *(["e"] if stored.concepts is not None else [])} | ({"train"} if train_data is not None else set())
     if list_only:
         _list(manager, has, as_json)
         return
     wanted = _wanted(names, has, manager)
     settings = _settings(own, wanted)
     images = _images(str(data), data_dir, dict(data_options), stored, seed)
+    if train_data is not None:
+        trained = _images(train_data, data_dir, dict(data_options), stored, seed, train=True)
+        for name in wanted:
+            if "train" in needs_of(name):
+                settings.setdefault(name, {})["train"] = trained
     sections = []
     for name in wanted:
         if not as_json:
@@ -116,6 +133,8 @@ def _wanted(names: tuple[str, ...], has: set[str], manager: PluginManager) -> li
 
     for name in names:
         missing = sorted(set(needs_of(name)) - has)
+        if missing == ["train"]:
+            raise ConfigError(f"The analysis {name} needs training images: pass --train-data, as the fit had them.")
         if missing:
             raise ConfigError(
                 f"The analysis {name} needs {' and '.join(missing)}, which this bundle lacks: fit with --concepts."
@@ -133,7 +152,8 @@ def _list(manager: PluginManager, has: set[str], as_json: bool) -> None:
             {
                 "name": name,
                 "description": metadata.get("description") or "",
-                "allowed": set(needs_of(name)) <= has,
+                "allowed": set(needs_of(name)) - {"train"} <= has,
+                "trains": "train" in needs_of(name),
                 "options": dict(metadata.get("options") or {}),
             }
         )
@@ -141,7 +161,9 @@ def _list(manager: PluginManager, has: set[str], as_json: bool) -> None:
         echo_json(rows)
         return
     for row in rows:
-        echo(f"{row['name']:28} {'' if row['allowed'] else '(needs --concepts) '}{row['description']}")
+        needed = "" if row["allowed"] else "(needs --concepts) "
+        needed += "(needs --train-data) " if row["trains"] else ""
+        echo(f"{row['name']:28} {needed}{row['description']}")
         for key, text in row["options"].items():
             echo(f"{'':30}{row['name']}.{key}: {text}")
 
@@ -160,24 +182,32 @@ def _settings(own: tuple[tuple[str, Any], ...], wanted: list[str]) -> dict[str, 
     return found
 
 
-def _images(name: str, root: str | None, given: dict[str, Any], stored: Any, seed: int) -> Any:
-    """Return held-out images as the bundle's interpreter takes them, canonical or as the model eats them."""
+def _images(name: str, root: str | None, given: dict[str, Any], stored: Any, seed: int, *, train: bool = False) -> Any:
+    """Return held-out images as the bundle's interpreter takes them, canonical or as the model eats them.
+
+    With `train` those of training: the data set's training part, or a folder's.
+    """
     from posthoc_inn.cli.data import folder_images, is_folder
-    from posthoc_inn.images import BatchSource, apply_spec
+    from posthoc_inn.images import BatchSource, apply_spec, some_of
     from posthoc_inn.plugins import get_plugin_manager
 
     manager = get_plugin_manager()
     adapter = stored.adapter
     if is_folder(manager, name):
-        images = folder_images(
+        found = folder_images(
             Path(name), size=side_of(stored), channels=adapter.channels, held_out=None, seed=seed, needed=None
-        ).held_out
+        )
+        images = found.train if train else found.held_out
     else:
-        images = manager.build_dataset(name, root, train=False, seed=seed, **given)
+        images = manager.build_dataset(name, root, train=train, seed=seed, **given)
     if adapter.normalization is None:
         return images
-    first = BatchSource(images, seed=seed).first(2000)
-    return apply_spec(first, adapter.spec)
+    count = 2000
+    if train:
+        # All of them are held at once: as many as a gigabyte has room for.
+        count = max(count, min(20_000, 2**28 // BatchSource(images, seed=seed).first(1)[0].numel()))
+        images = some_of(images, count, seed=seed)
+    return apply_spec(BatchSource(images, seed=seed).first(count), adapter.spec)
 
 
 def _run(

@@ -186,7 +186,8 @@ def register_analyses(register: Register[Any]) -> None:
     an object whose ``to_dict()`` is plain data. It may have ``figure()``, a matplotlib figure, and ``caption``, what to
     conclude and what not, for reports.
 
-    Metadata: `needs`, what must have been fitted ("t", "e"); `options`, name -> one line of help.
+    Metadata: `needs`, what must have been fitted ("t", "e"), and "train" where it trains on images, which it gets as
+    the option `train`; `options`, name -> one line of help.
     """
 
 

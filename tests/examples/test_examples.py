@@ -18,6 +18,9 @@ FACE_NET = next(Path(REAL).glob("weights/mobilefacenet*/*.ckpt"), None) if REAL 
 
 PAINTER = next(Path(REAL).glob("weights/squeezenet1_0*/*.pth"), None) if REAL else None
 
+CIFAR = next((p.parent for p in Path(REAL).glob("**/cifar-10-batches-py")), None) if REAL else None
+RESNETS = {n: next(Path(REAL).glob(f"weights/cifar10_resnet/resnet{n}-*"), None) if REAL else None for n in (20, 56)}
+
 needs_mnist = pytest.mark.skipif(MNIST is None, reason="POSTHOC_INN_DATA_DIR names no directory with MNIST")
 
 
@@ -93,3 +96,15 @@ def test_every_example_compiles_and_names_no_path_of_a_machine(script):
     compile(text, script, "exec")
     assert "/work/" not in text
     assert "/tmp/" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CIFAR is None or None in RESNETS.values(), reason="there is no CIFAR-10, or no ResNets for it")
+def test_the_inversions_run_and_go_on(tmp_path):
+    arguments = ("--data-dir", CIFAR, "--weights", RESNETS[20], "--judge", RESNETS[56], "--out", tmp_path, "--smoke")
+    first = run("inversion_by_depth.py", *arguments)
+    for name in ("inversion.jpg", "inversion.md", "inversions/softmax.json", "inversions/layer1.png"):
+        assert (tmp_path / name).exists(), name
+    assert rows_of((tmp_path / "inversion.md").read_text())[0] == "| Fréchet | reconstruction | t | decoder |"
+    again = run("inversion_by_depth.py", *arguments)
+    assert rows_of(first)[-20:] == rows_of(again)[-20:]
