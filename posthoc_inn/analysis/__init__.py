@@ -14,6 +14,7 @@ from posthoc_inn.analysis.likelihood import Likelihood, likelihood
 from posthoc_inn.analysis.maps import InvarianceMaps, LayerMaps, invariance_maps
 from posthoc_inn.analysis.measure import AutoencoderQuality, autoencoder_quality, measure
 from posthoc_inn.analysis.recombination import Recombination, recombine, recombine_frames
+from posthoc_inn.analysis.refining import Refinement, check_steps, guided, moved, refinement
 from posthoc_inn.analysis.relevance import ConceptRelevance, ConceptShares, Share, concept_relevance, variance_shares
 from posthoc_inn.analysis.response import FactorResponse, Response, ornstein_uhlenbeck, response
 from posthoc_inn.analysis.response_embedding import ResponseEmbedding, response_embedding
@@ -45,6 +46,7 @@ __all__ = [
     "LayerMaps",
     "Likelihood",
     "Recombination",
+    "Refinement",
     "Response",
     "Result",
     "ResponseEmbedding",
@@ -54,6 +56,7 @@ __all__ = [
     "WalkDensity",
     "attack_view",
     "autoencoder_quality",
+    "check_steps",
     "compare_groups",
     "concept_nll",
     "concept_relevance",
@@ -65,14 +68,17 @@ __all__ = [
     "frechet_distance",
     "generate",
     "generative_quality",
+    "guided",
     "invariance_maps",
     "likelihood",
     "measure",
     "model_accuracy",
+    "moved",
     "ornstein_uhlenbeck",
     "read_frames",
     "recombine",
     "recombine_frames",
+    "refinement",
     "response",
     "response_embedding",
     "retrieval",

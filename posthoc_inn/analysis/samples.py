@@ -11,6 +11,7 @@ from torch import Tensor
 
 from posthoc_inn import drawing
 from posthoc_inn.analysis.faithfulness import compare_predictions
+from posthoc_inn.analysis.refining import Refinement, check_steps, refinement
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.errors import ConfigError
 from posthoc_inn.names import without_blanks
@@ -48,6 +49,7 @@ class Samples(Result):
         prediction_kind: What of predictions is compared: "classes", "multilabel", "embedding" or "none".
         label_overlap: Mean Jaccard index of sets of labels; None for other predictions.
         output_similarity: Mean cosine similarity of the outputs, for embeddings; None for other predictions.
+        refinement: What gradient steps changed, where samples were refined; None where they are as t drew them.
     """
 
     images: int
@@ -63,6 +65,7 @@ class Samples(Result):
     prediction_kind: str = "classes"
     label_overlap: float | None = None
     output_similarity: float | None = None
+    refinement: Refinement | None = None
 
     @property
     def row_labels(self) -> list[str]:
@@ -102,7 +105,8 @@ class Samples(Result):
                 f"{100 * (1 - self.agreement):.1f} % of these samples change the model's prediction. There, t or the "
                 "autoencoder misses something that the layer holds."
             )
-        return f"{self.legend} {CONCLUSION} {LIMITS} {asked}"
+        told = "" if self.refinement is None else f" {self.refinement.caption}"
+        return f"{self.legend} {CONCLUSION} {LIMITS} {asked}{told}"
 
     def figure(self) -> Figure:
         """Draw a row an image."""
@@ -130,6 +134,7 @@ def samples(
     class_names: Sequence[str] = (),
     *,
     names: Sequence[str] = (),
+    refine: int = 0,
 ) -> Samples:
     """Sample D(t⁻¹(v given Φ(x))) for each image, and ask the model about the samples.
 
@@ -140,26 +145,30 @@ def samples(
         seed: Of v.
         class_names: Of the model's classes; numbers are shown where they are not as many as the classes.
         names: Of the images, such as their files; empty for none.
+        refine: Gradient steps that bring each sample nearer to z, see `moved`.
 
     Raises:
-        ConfigError: n is less than 1, or there are not as many names as images.
+        ConfigError: n is less than 1, there are not as many names as images, or samples are to be refined where there
+            are no gradients.
         ShapeError: `images` are no batch of images.
         DataError: They cannot be used as images of the fit.
     """
     images = pipeline.adapter.read(images)
     if n < 1:
         raise ConfigError(f"n must be at least 1, got {n}.")
+    check_steps(refine)
     if names and len(names) != len(images):
         raise ConfigError(f"Give a name for each image or none, got {len(names)} for {len(images)} images.")
     v = torch.randn(len(images), n, pipeline.latent_dim, generator=torch.Generator().manual_seed(seed))
-    drawn = pipeline.pictures(
-        pipeline.sample_latents(pipeline.context(pipeline.told(pipeline.features(images))), v)
-    ).cpu()
+    z = pipeline.told(pipeline.features(images))
+    latents = pipeline.sample_latents(pipeline.context(z), v)
     output = pipeline.ask(images)
     predictions: tuple[str, ...] = ()
     differing: tuple[tuple[str, ...], ...] = ()
     compared: dict[str, float] = {}
     own = pipeline.extractor.said(output)
+    refined = refinement(pipeline, latents, z, own, refine) if refine else None
+    drawn = pipeline.pictures(latents if refined is None else refined.latents).cpu()
     if own is not None:
         asked = pipeline.extractor.said(pipeline.ask_model(drawn.flatten(0, 1))[1])
         compared = {} if asked is None else compare_predictions(own, asked, n)
@@ -185,6 +194,7 @@ def samples(
         prediction_kind=pipeline.extractor.kind_of(output),
         label_overlap=compared.get("label_overlap"),
         output_similarity=compared.get("output_similarity"),
+        refinement=refined,
     )
 
 

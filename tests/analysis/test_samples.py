@@ -61,7 +61,7 @@ def test_the_plain_data_fits_json_and_leaves_pictures_out(parts):
     found = samples(parts, pictures(2), n=2).to_dict()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     known = {"images", "samples", "seed", "agreement", "names", "predictions", "sample_predictions"}
-    assert set(found) == known | {"prediction_kind", "label_overlap", "output_similarity"}
+    assert set(found) == known | {"prediction_kind", "label_overlap", "output_similarity", "refinement"}
 
 
 def test_a_model_that_is_no_classifier_is_not_asked():
