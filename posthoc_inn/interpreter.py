@@ -389,6 +389,7 @@ class Interpreter:
         v: Tensor | None = None,
         seed: int = 0,
         precision: Precision = "32",
+        refine: int = 0,
     ) -> Tensor:
         """Draw images that share the layer's representation: D(t⁻¹(v given z)) with z = Φ(x) (MSC eq. 2).
 
@@ -400,6 +401,9 @@ class Interpreter:
             seed: Seed of v.
             precision: Of t's matrix products: "32"; "bf16", faster where the machine has it, for samples that differ
                 by `metrics_["likelihood"]["bf16_error"]`; or "auto", bf16 where it is faster.
+            refine: Gradient steps that bring Φ of each sample nearer to z, where the model and the decoder pass
+                gradients on; 20 to 40 do (`posthoc_inn.analysis.moved`). `analyze("samples", images, refine=20)` tells
+                what they change.
 
         Returns:
             Pictures (B, N, C, H, W) in [0, 1], of the autoencoder's size.
@@ -407,17 +411,21 @@ class Interpreter:
         Raises:
             NotFittedError: Before `fit`.
             ShapeError: A shape is wrong.
-            ConfigError: n is less than 1, there is no such precision, or not exactly one of images and z is given.
+            ConfigError: n is less than 1, there is no such precision, not exactly one of images and z is given, or
+                samples are to be refined where there are no gradients.
         """
         pipeline = self.pipeline
         chosen = choose_precision(precision, pipeline.device)
         if n < 1:
             raise ConfigError(f"n must be at least 1, got {n}.")
-        context = pipeline.context(pipeline.z_of(images, z))
+        analysis.check_steps(refine)
+        z = pipeline.z_of(images, z)
+        context = pipeline.context(z)
         if v is None:
             generator = torch.Generator().manual_seed(seed)
             v = torch.randn(len(context), n, pipeline.latent_dim, generator=generator)
-        return pipeline.pictures(pipeline.sample_latents(context, v, precision=chosen))
+        latents = pipeline.sample_latents(context, v, precision=chosen)
+        return pipeline.pictures(analysis.moved(pipeline, latents, z, refine) if refine else latents)
 
     @in_plain_torch
     def invariances(self, images: Tensor) -> Tensor:

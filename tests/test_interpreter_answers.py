@@ -146,3 +146,24 @@ def test_all_problems_of_a_request_are_said_at_once(few):
         make().fit(few, steps=0, draws=0, resume=True)
     with pytest.raises(ConfigError, match=r"no argument 'stepps'.*Did you mean 'steps'"):
         make().plan(few, stepps=3)
+
+
+# ---- refined samples
+
+
+def test_refined_samples_are_nearer_to_the_image_for_the_layer(fitted, images):
+    pipeline, z = fitted.pipeline, fitted.pipeline.features(images)
+
+    def misfit(pictures):
+        seen = pipeline.ask_model(pictures.flatten(0, 1))[0]
+        return (seen - z.repeat_interleave(2, 0)).square().flatten(1).sum(1)
+
+    plain, refined = (fitted.sample(images, n=2, refine=steps) for steps in (0, 8))
+    assert torch.equal(plain, fitted.sample(images, n=2))
+    assert bool((misfit(refined) <= misfit(plain) * (1 + 1e-3)).all())
+    assert misfit(refined).mean() < 0.95 * misfit(plain).mean()
+    assert torch.equal(refined, fitted.sample(z=z, n=2, refine=8))
+    told = fitted.analyze("samples", images, images=3, samples=2, refine=4).to_dict()["refinement"]
+    assert told["after"]["similarity"] > told["before"]["similarity"]
+    with pytest.raises(ConfigError, match="refine takes the number of gradient steps"):
+        fitted.sample(images, refine=-1)

@@ -19,6 +19,7 @@ from posthoc_inn.analysis.measure import AutoencoderQuality, autoencoder_quality
 from posthoc_inn.analysis.pair_shares import PairShare, PairShares, pair_shares, paired_rows
 from posthoc_inn.analysis.preimages import preimages
 from posthoc_inn.analysis.recombination import Recombination, recombine, recombine_frames
+from posthoc_inn.analysis.refining import Refinement, check_steps, guided, moved, refinement
 from posthoc_inn.analysis.relevance import ConceptRelevance, ConceptShares, Share, concept_relevance, variance_shares
 from posthoc_inn.analysis.response import FactorResponse, Response, ornstein_uhlenbeck, response
 from posthoc_inn.analysis.response_embedding import ResponseEmbedding, response_embedding
@@ -55,6 +56,7 @@ __all__ = [
     "PairShare",
     "PairShares",
     "Recombination",
+    "Refinement",
     "Response",
     "Result",
     "ResponseEmbedding",
@@ -66,6 +68,7 @@ __all__ = [
     "attack_view",
     "autoencoder_quality",
     "calibration",
+    "check_steps",
     "compare_groups",
     "concept_nll",
     "concept_relevance",
@@ -77,11 +80,13 @@ __all__ = [
     "frechet_distance",
     "generate",
     "generative_quality",
+    "guided",
     "invariance_maps",
     "inversion",
     "likelihood",
     "measure",
     "model_accuracy",
+    "moved",
     "ornstein_uhlenbeck",
     "pair_shares",
     "paired_rows",
@@ -89,6 +94,7 @@ __all__ = [
     "read_frames",
     "recombine",
     "recombine_frames",
+    "refinement",
     "response",
     "response_embedding",
     "retrieval",

@@ -132,10 +132,11 @@ def edits(interpreter: Fitted, data: Any, *, seed: int, images: int = 200) -> An
     return analysis.edit_gallery(interpreter.pipeline, interpreter.concept_model, images_of(data, images, seed=seed))
 
 
-def samples(interpreter: Fitted, data: Any, *, seed: int, images: int = 10, samples: int = 8) -> Any:
+def samples(interpreter: Fitted, data: Any, *, seed: int, images: int = 10, samples: int = 8, refine: int = 0) -> Any:
     """MSC eq. 2: pictures with what the layer sees of an image, all else drawn anew."""
     given = images_of(data, images, seed=seed, least=1)
-    return analysis.samples(interpreter.pipeline, given, samples, seed, class_names_of(interpreter.origin))
+    names = class_names_of(interpreter.origin)
+    return analysis.samples(interpreter.pipeline, given, samples, seed, names, refine=refine)
 
 
 def maps(interpreter: Fitted, data: Any, *, seed: int, images: int = 32, samples: int = 32) -> Any:

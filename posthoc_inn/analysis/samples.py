@@ -12,6 +12,7 @@ from torch import Tensor
 
 from posthoc_inn import drawing
 from posthoc_inn.analysis.faithfulness import compare_predictions
+from posthoc_inn.analysis.refining import Refinement, check_steps, refinement
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.errors import ConfigError
 from posthoc_inn.names import without_blanks
@@ -51,6 +52,7 @@ class Samples(Result):
         output_similarity: Mean cosine similarity of the outputs, for embeddings; None for other predictions.
         similarity: Mean cosine similarity of a sample's representation at the layer to its image's.
         similarity_between: The same between different images; None for one image.
+        refinement: What gradient steps changed, where samples were refined; None where they are as t drew them.
     """
 
     images: int
@@ -68,6 +70,7 @@ class Samples(Result):
     output_similarity: float | None = None
     similarity: float | None = None
     similarity_between: float | None = None
+    refinement: Refinement | None = None
 
     @property
     def row_labels(self) -> list[str]:
@@ -117,7 +120,8 @@ class Samples(Result):
                 f"{100 * (1 - self.agreement):.1f} % of these samples change the model's prediction. There, t or the "
                 "autoencoder misses something that the layer holds."
             )
-        return f"{self.legend} {CONCLUSION} {LIMITS} {asked}"
+        told = "" if self.refinement is None else f" {self.refinement.caption}"
+        return f"{self.legend} {CONCLUSION} {LIMITS} {asked}{told}"
 
     def figure(self) -> Figure:
         """Draw a row an image."""
@@ -145,6 +149,7 @@ def samples(
     class_names: Sequence[str] = (),
     *,
     names: Sequence[str] = (),
+    refine: int = 0,
 ) -> Samples:
     """Sample D(t⁻¹(v given Φ(x))) for each image, and ask the model about the samples.
 
@@ -155,25 +160,30 @@ def samples(
         seed: Of v.
         class_names: Of the model's classes; numbers are shown where they are not as many as the classes.
         names: Of the images, such as their files; empty for none.
+        refine: Gradient steps that bring each sample nearer to z, see `moved`.
 
     Raises:
-        ConfigError: n is less than 1, or there are not as many names as images.
+        ConfigError: n is less than 1, there are not as many names as images, or samples are to be refined where there
+            are no gradients.
         ShapeError: `images` are no batch of images.
         DataError: They cannot be used as images of the fit.
     """
     images = pipeline.adapter.read(images)
     if n < 1:
         raise ConfigError(f"n must be at least 1, got {n}.")
+    check_steps(refine)
     if names and len(names) != len(images):
         raise ConfigError(f"Give a name for each image or none, got {len(names)} for {len(images)} images.")
     v = torch.randn(len(images), n, pipeline.latent_dim, generator=torch.Generator().manual_seed(seed))
     z = pipeline.told(pipeline.features(images))
-    drawn = pipeline.pictures(pipeline.sample_latents(pipeline.context(z), v)).cpu()
+    latents = pipeline.sample_latents(pipeline.context(z), v)
     output = pipeline.ask(images)
     predictions: tuple[str, ...] = ()
     differing: tuple[tuple[str, ...], ...] = ()
     compared: dict[str, float] = {}
     own = pipeline.extractor.said(output)
+    refined = refinement(pipeline, latents, z, own, refine) if refine else None
+    drawn = pipeline.pictures(latents if refined is None else refined.latents).cpu()
     seen, answer = pipeline.ask_model(drawn.flatten(0, 1))
     similarity, between = nearness(seen, z, n)
     if own is not None:
@@ -203,6 +213,7 @@ def samples(
         output_similarity=compared.get("output_similarity"),
         similarity=similarity,
         similarity_between=between,
+        refinement=refined,
     )
 
 

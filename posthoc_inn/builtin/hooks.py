@@ -154,7 +154,11 @@ ANALYSES = (
         "samples",
         ("t",),
         "MSC eq. 2: images that share the layer's representation, and what the model predicts for them",
-        {"images": "images (10)", "samples": "samples an image (8)"},
+        {
+            "images": "images (10)",
+            "samples": "samples an image (8)",
+            "refine": "gradient steps that bring each sample nearer to its image (0)",
+        },
     ),
     Analysis(
         "edits",

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 @click.argument("more", nargs=-1, type=click.Path(path_type=Path))
 @click.option("-n", "--samples", "count", type=click.IntRange(1, 64), default=8, show_default=True, help="Per image.")
 @click.option(
+    "--refine",
+    type=click.IntRange(0, 10_000),
+    default=0,
+    metavar="STEPS",
+    help="Gradient steps that bring each sample nearer to its image, for the layer: 20 to 40 do.  [default: none]",
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True, help="The picture."
 )
 @bundle_options
@@ -34,6 +41,7 @@ def command(
     files: tuple[Path, ...],
     more: tuple[Path, ...],
     count: int,
+    refine: int,
     out: Path,
     seed: int,
     model: str | None,
@@ -60,7 +68,7 @@ def command(
     problems.raise_if_any()
 
     interpreter, stored = load(bundle, model, weights, device, autoencoder)
-    result = draw(interpreter, stored, [*files, *more], count, seed, out)
+    result = draw(interpreter, stored, [*files, *more], count, seed, out, refine)
     if as_json:
         echo_json(result)
     else:
@@ -82,10 +90,12 @@ def command(
             )
         if result["prediction_kind"] == "none":
             click.echo("The model's predictions for the samples are not compared.")
+        if result["refinement"] is not None:
+            click.echo(result["refinement"]["told"])
 
 
 def draw(
-    interpreter: Interpreter, stored: Bundle, files: list[Path], count: int, seed: int, out: Path
+    interpreter: Interpreter, stored: Bundle, files: list[Path], count: int, seed: int, out: Path, refine: int = 0
 ) -> dict[str, Any]:
     """Write the grid, and return what it shows."""
     from posthoc_inn.analysis.samples import class_names_of, samples
@@ -94,10 +104,16 @@ def draw(
     paths = listed_images(files)
     given = read_images(stored, paths)
     found = samples(
-        interpreter.pipeline, given, count, seed, class_names_of(stored.origin), names=[p.name for p in paths]
+        interpreter.pipeline,
+        given,
+        count,
+        seed,
+        class_names_of(stored.origin),
+        names=[p.name for p in paths],
+        refine=refine,
     )
     write_picture(out, to_png(found.figure()))
-    predictions = found.predictions or [None] * len(paths)
+    predictions, refined = found.predictions or [None] * len(paths), found.refinement
     return {
         "out": str(out),
         "layer": stored.extractor["layer"],
@@ -108,5 +124,6 @@ def draw(
         "output_similarity": found.output_similarity,
         "similarity": found.similarity,
         "similarity_between": found.similarity_between,
+        "refinement": None if refined is None else {**refined.to_dict(), "told": refined.caption},
         "images": [{"file": str(p), "prediction": k} for p, k in zip(paths, predictions, strict=True)],
     }

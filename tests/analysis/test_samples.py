@@ -81,6 +81,7 @@ def test_the_plain_data_fits_json_and_leaves_pictures_out(parts):
         "output_similarity",
         "similarity",
         "similarity_between",
+        "refinement",
     }
 
 

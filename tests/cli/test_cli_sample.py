@@ -65,3 +65,14 @@ def test_a_picture_that_is_none_is_told_in_one_line(ask, finished, tmp_path):
     answer = ask("sample", "--bundle", finished, "--images", tmp_path / "a.png", "--out", tmp_path / "b.png")
     assert (answer.code, answer.err.count("\n")) == (1, 1)
     assert "is not an image" in answer.err
+
+
+def test_refined_samples_tell_what_was_changed(ask, finished, pictures, tmp_path):
+    given = ("sample", "--bundle", finished, "--images", pictures / "one" / "00.png", "-n", "2", "--out",
+             tmp_path / "grid.png", "--refine", "3")  # fmt: skip
+    told = ask(*given, "--json")
+    assert told.code == 0, told.err
+    found = told.json["refinement"]
+    assert found["steps"] == 3
+    assert found["after"]["similarity"] >= found["before"]["similarity"]
+    assert found["told"] in ask(*given).out
