@@ -14,6 +14,7 @@ from posthoc_inn.analysis.likelihood import Likelihood, likelihood
 from posthoc_inn.analysis.maps import InvarianceMaps, LayerMaps, invariance_maps
 from posthoc_inn.analysis.measure import AutoencoderQuality, autoencoder_quality, measure
 from posthoc_inn.analysis.recombination import Recombination, recombine, recombine_frames
+from posthoc_inn.analysis.refits import Refits, refits
 from posthoc_inn.analysis.relevance import ConceptRelevance, ConceptShares, Share, concept_relevance, variance_shares
 from posthoc_inn.analysis.response import FactorResponse, Response, ornstein_uhlenbeck, response
 from posthoc_inn.analysis.response_embedding import ResponseEmbedding, response_embedding
@@ -45,6 +46,7 @@ __all__ = [
     "LayerMaps",
     "Likelihood",
     "Recombination",
+    "Refits",
     "Response",
     "Result",
     "ResponseEmbedding",
@@ -73,6 +75,7 @@ __all__ = [
     "read_frames",
     "recombine",
     "recombine_frames",
+    "refits",
     "response",
     "response_embedding",
     "retrieval",
