@@ -147,6 +147,7 @@ class Interpreter:
         steps: int | None = None,
         autoencoder_steps: int | None = None,
         concept_steps: int | None = None,
+        refits: int = 0,
         image_metrics: Sequence[str] = (),
         out: str | Path | None = None,
         resume: bool = False,
@@ -174,6 +175,7 @@ class Interpreter:
             steps: Steps of t; instead of the preset's.
             autoencoder_steps: Steps of the autoencoder; instead of the preset's.
             concept_steps: Steps of e; instead of the preset's.
+            refits: More trainings of t with other seeds, for how much its figures vary (`metrics_["refits"]`).
             image_metrics: Names of registered image metrics that reconstructions are measured by.
             out: Directory for checkpoints and cached rows, so that the run can be resumed.
             resume: Go on from what is in `out`.
@@ -202,6 +204,7 @@ class Interpreter:
             steps=steps,
             autoencoder_steps=autoencoder_steps,
             concept_steps=concept_steps,
+            refits=refits,
             image_metrics=tuple(image_metrics),
             out=out,
             resume=resume,
@@ -209,7 +212,7 @@ class Interpreter:
         )
         reporter = progress
         if not isinstance(reporter, Reporter):
-            reporter = make_reporter(reporter, stages=6 + (concepts is not None))
+            reporter = make_reporter(reporter, stages=6 + (concepts is not None) + max(0, refits))
         fit = self.prepare(request, reporter=reporter)
         if announce is not None:
             announce(fit.plan())

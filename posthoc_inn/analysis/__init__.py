@@ -20,6 +20,7 @@ from posthoc_inn.analysis.pair_shares import PairShare, PairShares, pair_shares,
 from posthoc_inn.analysis.preimages import preimages
 from posthoc_inn.analysis.recombination import Recombination, recombine, recombine_frames
 from posthoc_inn.analysis.refining import Refinement, check_steps, guided, moved, refinement
+from posthoc_inn.analysis.refits import Refits, refits
 from posthoc_inn.analysis.relevance import ConceptRelevance, ConceptShares, Share, concept_relevance, variance_shares
 from posthoc_inn.analysis.response import FactorResponse, Response, ornstein_uhlenbeck, response
 from posthoc_inn.analysis.response_embedding import ResponseEmbedding, response_embedding
@@ -57,6 +58,7 @@ __all__ = [
     "PairShares",
     "Recombination",
     "Refinement",
+    "Refits",
     "Response",
     "Result",
     "ResponseEmbedding",
@@ -95,6 +97,7 @@ __all__ = [
     "recombine",
     "recombine_frames",
     "refinement",
+    "refits",
     "response",
     "response_embedding",
     "retrieval",

@@ -120,6 +120,13 @@ def _drawn(pipeline: Pipeline, cache: Cache, limit: int, seed: int) -> _Rows:
     return _Rows(cache, index, _context(pipeline, cache, index), drawn(mean, std, seed), std)
 
 
+@torch.no_grad()
+def held_out_nats(pipeline: Pipeline, held_out: Cache, *, limit: int = 10_000, seed: int = 0) -> Tensor:
+    """Return t's nats of each held-out row, (N,), for the same rows and draws as `likelihood` with this seed."""
+    context, z_bar, _ = _drawn(pipeline, held_out, limit, seed)
+    return pipeline.invariances(z_bar, context)[1].double().cpu()
+
+
 def _inverse(pipeline: Pipeline, v: Tensor, context: Tensor) -> Tensor:
     return pipeline.flow.inverse_many(v[:LOOKS, None], context[:LOOKS])[:, 0].cpu()
 

@@ -97,7 +97,7 @@ class PairShares(Result):
         missing = [c.name for c in self.concepts if not c.is_learned and c.name != RANDOM]
         parts = [
             "Share of what the images of a pair have in common, in the concept's factor, that the layer determines: "
-            "cov(f(z of one), e of the other) / cov(e of one, e of the other), f being the mean of e over samples of t. "
+            "cov(f(z of one), e of the other) / cov(e of one, e of the other), where f is the mean of e over samples. "
             "1: the layer fixes the concept as far as e knows it; 0: it holds nothing of it. Lines: 95 % intervals "
             "over images. Dimensions that pairs do not share drop out of both, which they do not in MSC eq. 20."
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,9 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         chosen_by=result.selection,
         seed=seed,
     )
+    if result.refits:
+        others = (dataclasses.replace(pipeline, flow=flow) for flow in result.refits)
+        metrics["refits"] = analysis.refits(metrics, others, result.held_out, seed=seed).to_dict()
     relevance = None
     if concept_model is not None and concept_model.space == "z_bar":
         z = result.held_out["z"].rows(result.held_out.some(RELEVANCE_IMAGES, seed=seed))

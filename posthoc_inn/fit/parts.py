@@ -89,6 +89,7 @@ class FitResult:
         concepts: e, its curve and the concepts' scores, where there are concepts.
         trained: The t that was trained, which is `flow` unless the linear one stands in for it.
         linear: The linear t for the same rows.
+        refits: The t of each further training with another seed, or the linear one where that was worse.
         seconds: Seconds of each stage.
         threads: CPU threads of each stage.
     """
@@ -103,6 +104,7 @@ class FitResult:
     concepts: ConceptFit | None
     trained: ConditionalFlow
     linear: ConditionalFlow
+    refits: tuple[ConditionalFlow, ...]
     seconds: dict[str, float]
     threads: dict[str, int]
 

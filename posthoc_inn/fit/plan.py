@@ -111,7 +111,7 @@ class Paces:
         return seconds[self.threads[stage]]
 
 
-def make_plan(parts: Parts, paces: Paces, draws: int) -> Plan:
+def make_plan(parts: Parts, paces: Paces, draws: int, refits: int = 0) -> Plan:
     """Time a few steps of each stage on this machine, and say what will be done."""
     reader = paces.reader
     batch = parts.data.look(TIMED)["images"]
@@ -130,15 +130,19 @@ def make_plan(parts: Parts, paces: Paces, draws: int) -> Plan:
         seconds["autoencoder"] = paces.seconds_of("autoencoder")
     if parts.concepts is not None and parts.concepts.space == "z_bar":
         seconds["e"] = paces.seconds_of("e")
-    seconds["t"] = paces.seconds_of("t", row["z"]) + linear_seconds(parts.flow, row["z"], rows or 0)
+    of_t = paces.seconds_of("t", row["z"])
+    seconds["t"] = of_t + linear_seconds(parts.flow, row["z"], rows or 0)
+    if refits:
+        seconds["refits"] = refits * of_t
     held_out = parts.held_out.length
     cached = 0  # mapped from disk
     if reader.out is None:
         all_rows = None if rows is None or held_out is None else rows + held_out
         cached = reader.budget if all_rows is None else min(reader.budget, all_rows * row_bytes)
+    kept = 4 * refits * sum(p.numel() for p in parts.flow.parameters())
     parameters = sum(p.numel() for m in (parts.autoencoder, parts.flow) for p in m.parameters())
     # Weights, gradients, two moments, the best weights and their copies for timing, besides what is there already.
-    memory = resident() + cached + parameters * 4 * 6 + beyond_steps(parts, row, rows, held_out)
+    memory = resident() + cached + parameters * 4 * 6 + kept + beyond_steps(parts, row, rows, held_out)
     on_disk = ""
     if rows is not None:
         on_disk = f"; {rows * row_bytes / 2**30:.1f} GiB of cached rows"
@@ -152,6 +156,7 @@ def make_plan(parts: Parts, paces: Paces, draws: int) -> Plan:
         + (f" × {draws} draws" if draws > 1 else "")
         + on_disk,
         *_described(parts),
+        *([f"refits       {refits} more training{'s' * (refits > 1)} of t, with other seeds"] if refits else []),
         f"machine      {parts.device}, {_threads(paces.threads)}, precision {parts.precision}",
         f"estimated    {sum(seconds.values()) / 60:.1f} minutes, {memory / 2**30:.1f} GiB of memory",
     )

@@ -20,6 +20,7 @@ from posthoc_inn.errors import ConfigError, DataError, PosthocInnError
 from posthoc_inn.fit.concepts import ConceptRequest, check_placed
 from posthoc_inn.fit.drawing import with_draws
 from posthoc_inn.fit.parts import Parts, make_flow
+from posthoc_inn.fit.refits import check_refits
 from posthoc_inn.fit.request import FitRequest, Subject
 from posthoc_inn.fit.stages import Fit
 from posthoc_inn.images import STREAM, BatchSource, InputAdapter, has_length, positions, recognize_normalization, split
@@ -370,4 +371,5 @@ def prepare(
         precision=choose_precision(subject.precision, device),
         concepts=wanted,
     )
+    check_refits(request.refits, parts.flow)
     return Fit(parts, request, reporter=reporter, budget=budget)

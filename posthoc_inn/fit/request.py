@@ -12,7 +12,7 @@ from torch import nn
 
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec, Precision
-from posthoc_inn.errors import Problems, suggest
+from posthoc_inn.errors import Problems, is_count, suggest
 from posthoc_inn.features import LayerExtractor
 
 
@@ -59,6 +59,7 @@ class FitRequest:
     steps: int | None = None
     autoencoder_steps: int | None = None
     concept_steps: int | None = None
+    refits: int = 0
     image_metrics: tuple[str, ...] = ()
     out: str | Path | None = None
     resume: bool = False
@@ -96,6 +97,10 @@ class FitRequest:
         problems.check(self.epochs is None or self.epochs > 0, f"epochs must be positive, got {self.epochs}")
         problems.check(self.epochs is None or self.steps is None, "give epochs or steps, not both")
         problems.check(self.draws >= 1, f"draws must be at least 1, got {self.draws}")
+        problems.check(is_count(self.refits, 0), f"refits must be a whole number of at least 0, got {self.refits!r}")
+        problems.check(
+            self.evaluate or self.refits in (0, False), "refits are there to be measured: leave out evaluate=False"
+        )
         problems.check(not self.resume or self.out is not None, "resume needs out, the directory to go on from")
         if subject is not None:
             has_both = self.concepts is not None and subject.concept_model is not None

@@ -34,6 +34,7 @@ from posthoc_inn.fit.lock import locked
 from posthoc_inn.fit.parts import FitResult, Parts, checkpoint_of
 from posthoc_inn.fit.plan import Paces, Plan, make_plan
 from posthoc_inn.fit.prediction import settle_prediction
+from posthoc_inn.fit.refits import reseeded
 from posthoc_inn.fit.rehearsal import rehearse
 from posthoc_inn.fit.request import FitRequest
 from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
@@ -123,7 +124,7 @@ class Fit:
 
     @functools.cached_property
     def _plan(self) -> Plan:
-        return make_plan(self.parts, self._paces, self.request.draws)
+        return make_plan(self.parts, self._paces, self.request.draws, self.request.refits)
 
     def plan(self) -> Plan:
         """Return what will be done and about how long it takes; the first call times a few steps of each stage."""
@@ -199,11 +200,12 @@ class Fit:
             if parts.learns_concepts and bound.source is not None:
                 parts.flow.set_base(found.model.flow)
         some = train_rows["z"].rows(torch.arange(min(len(train_rows), config.flow_training.batch_size)))
-        history = self._trained("t", lambda: self._train_flow(train_rows, selection), z=some)
+        history = self._trained("t", lambda: self._train_flow(self.parts, train_rows, selection), z=some)
         # Everything after training asks for exact inverses: full precision costs little there.
         set_compute_dtype(parts.flow, None)
         trained = parts.flow
         linear = self._stage("t", lambda: self._beside_linear(train_rows, selection))
+        refits = self._refits(trained, linear, train_rows, selection)
         self._result = FitResult(
             parts.autoencoder,
             self.parts.flow,
@@ -215,6 +217,7 @@ class Fit:
             found,
             trained,
             linear,
+            refits,
             self.seconds,
             self.threads,
         )
@@ -373,9 +376,9 @@ class Fit:
             key=self._key(),
         )
 
-    def _train_flow(self, rows: Cache, held_out: Cache) -> History:
-        parts, flow, config = self.parts, self.parts.flow, self.parts.config.flow_training
-        self.reporter.stage("t", config.steps if flow.is_trained else None)
+    def _train_flow(self, parts: Parts, rows: Cache, held_out: Cache, name: str = "t") -> History:
+        flow, config = parts.flow, parts.config.flow_training
+        self.reporter.stage(name, config.steps if flow.is_trained else None)
         started = time.perf_counter()
         flow.conditioner.fit_standardization(
             (z.to(parts.device) for (z,) in itertools.islice(rows.batches(CHUNK, "z"), 400)), force=True
@@ -403,7 +406,7 @@ class Fit:
             config,
             # t runs its matrix products in bf16 by itself; autocast would also lower its exponents and sums.
             fabric=fabric_for(parts.device, "32"),
-            checkpoint=checkpoint_of(self.request.directory, "t"),
+            checkpoint=checkpoint_of(self.request.directory, name.replace(" ", "-")),
             resume=self.request.resume,
             progress=self._advance,
             key=self._key(cast(torch.nn.Module, parts.autoencoder), *([] if flow.base is None else [flow.base])),
@@ -425,3 +428,17 @@ class Fit:
                 self.notes.append(note)
             self.reporter.note(f"Note: {note}")
         return linear
+
+    def _refits(
+        self, trained: ConditionalFlow, linear: ConditionalFlow, rows: Cache, held_out: Cache
+    ) -> tuple[ConditionalFlow, ...]:
+        """Train t anew with other seeds, as often as is asked for; each gives way to the linear t as the first does."""
+        found = []
+        for number in range(1, self.request.refits + 1):
+            parts, name = reseeded(self.parts, trained, number), f"refit {number}"
+            self.threads.setdefault(name, self.threads["t"])
+            self._trained(name, functools.partial(self._train_flow, parts, rows, held_out, name))
+            set_compute_dtype(parts.flow, None)
+            gives_way = parts.config.linear_fallback and compare(parts.flow, linear, held_out).is_worse
+            found.append(linear if gives_way else parts.flow)
+        return tuple(found)

@@ -59,10 +59,11 @@ def test_the_plan_and_the_table_are_told(ask, pictures, quick, tmp_path):
 
 
 def test_json_is_all_that_json_prints(ask, pictures, quick, tmp_path):
-    answer = ask("fit", *quick, "--data", pictures, "--out", tmp_path / "run", "--json", "--quiet")
+    answer = ask("fit", *quick, "--data", pictures, "--out", tmp_path / "run", "--json", "--quiet", "--refits", 1)
     assert answer.code == 0, answer.err
     assert answer.err == ""
     told = answer.json
+    assert told["figures"]["refits"]["trainings"] == 2
     assert Path(told["report"]).exists()
     assert told["figures"]["layer"] == "pool"
     assert {f["status"] for f in told["findings"]} <= {"good", "fair", "poor", "info"}

@@ -29,6 +29,13 @@ NOT_OF_THE_RUN = ("out", "resume", "overwrite", "as_json", "quiet", "threads", "
 @training_options
 @options(
     click.option("--classifier-steps", type=click.IntRange(min=1), help="Steps of the model, with --weights train."),
+    click.option(
+        "--refits",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="More trainings of t with other seeds, for how much its figures vary.",
+    ),
     click.option("--out", type=click.Path(path_type=Path), help=f"Directory of the run.  [default: {DEFAULT_OUT}]"),
     click.option("--resume", is_flag=True, help="Go on with the run in --out; its options are remembered."),
     click.option("--overwrite", is_flag=True, help="Replace the run in --out."),

@@ -58,6 +58,7 @@ class FitOptions:
     autoencoder_steps: int | None = None
     concept_steps: int | None = None
     classifier_steps: int | None = None
+    refits: int = 0
     image_metrics: list[str] = field(default_factory=list)
     seed: int = 0
     precision: Precision = "auto"

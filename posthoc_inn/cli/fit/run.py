@@ -90,6 +90,7 @@ class Run:
             STAGES
             + 2 * self.trains
             + (options.concepts is not None)
+            + options.refits
             - isinstance(self.interpreter.autoencoder, torch.nn.Module)
         )
         self.reporter = choose_reporter(stages, quiet=options.quiet)
@@ -143,6 +144,7 @@ class Run:
             concept_steps=options.concept_steps,
             concepts=options.concepts,
             concept_options=dict(options.concept_options),
+            refits=options.refits,
             image_metrics=tuple(options.image_metrics),
             out=options.out,
             resume=options.resume,

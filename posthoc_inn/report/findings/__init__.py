@@ -11,9 +11,10 @@ from posthoc_inn.report.findings.concepts import concepts
 from posthoc_inn.report.findings.judging import Finding
 from posthoc_inn.report.findings.likelihood import likelihood
 from posthoc_inn.report.findings.model import model
+from posthoc_inn.report.findings.refits import refits
 from posthoc_inn.report.findings.samples import invariances, samples
 
-PARTS = (model, samples, concepts, invariances, likelihood, calibration, autoencoder)
+PARTS = (model, samples, concepts, invariances, likelihood, calibration, refits, autoencoder)
 """What makes findings of metrics, the most telling first."""
 
 
