@@ -15,6 +15,7 @@ from posthoc_inn.analysis.ladder import Rung
 from posthoc_inn.analysis.likelihood import Likelihood, likelihood
 from posthoc_inn.analysis.maps import InvarianceMaps, LayerMaps, invariance_maps
 from posthoc_inn.analysis.measure import AutoencoderQuality, autoencoder_quality, measure
+from posthoc_inn.analysis.outside import Clipped, Outside, OutsideImage, clipped, outside, outside_of
 from posthoc_inn.analysis.recombination import Recombination, recombine, recombine_frames
 from posthoc_inn.analysis.relevance import ConceptRelevance, ConceptShares, Share, concept_relevance, variance_shares
 from posthoc_inn.analysis.response import FactorResponse, Response, ornstein_uhlenbeck, response
@@ -31,6 +32,7 @@ __all__ = [
     "AttackedLayer",
     "AutoencoderQuality",
     "Calibration",
+    "Clipped",
     "ConceptRelevance",
     "ConceptSensitivity",
     "ConceptShares",
@@ -47,6 +49,8 @@ __all__ = [
     "InvarianceMaps",
     "LayerMaps",
     "Likelihood",
+    "Outside",
+    "OutsideImage",
     "Recombination",
     "Response",
     "Result",
@@ -59,6 +63,7 @@ __all__ = [
     "attack_view",
     "autoencoder_quality",
     "calibration",
+    "clipped",
     "compare_groups",
     "concept_nll",
     "concept_relevance",
@@ -75,6 +80,8 @@ __all__ = [
     "measure",
     "model_accuracy",
     "ornstein_uhlenbeck",
+    "outside",
+    "outside_of",
     "read_frames",
     "recombine",
     "recombine_frames",

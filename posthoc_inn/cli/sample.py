@@ -9,6 +9,7 @@ import click
 
 from posthoc_inn.cli.bundles import bundle_options, listed_images, load, read_images, write_picture
 from posthoc_inn.cli.echo import echo, echo_json
+from posthoc_inn.cli.outside import look_outside
 
 if TYPE_CHECKING:
     from posthoc_inn.bundle import Bundle
@@ -65,6 +66,8 @@ def command(
         echo_json(result)
     else:
         echo(f"{out}: {len(result['images'])} images, {count} samples each, layer {stored.extractor['layer']}")
+        if result["outside"]:
+            echo(result["outside"])
         if result["agreement"] is not None:
             echo(
                 f"The model predicts for {100 * result['agreement']:.0f} % of the samples what it predicts for the "
@@ -88,9 +91,11 @@ def draw(
 
     paths = listed_images(files)
     given = read_images(stored, paths)
-    found = samples(
-        interpreter.pipeline, given, count, seed, class_names_of(stored.origin), names=[p.name for p in paths]
-    )
+    look = look_outside(interpreter, given, [p.name for p in paths])
+    with look.told_once():
+        found = samples(
+            interpreter.pipeline, given, count, seed, class_names_of(stored.origin), names=[p.name for p in paths]
+        )
     write_picture(out, to_png(found.figure()))
     predictions = found.predictions or [None] * len(paths)
     return {
@@ -101,5 +106,9 @@ def draw(
         "agreement": found.agreement,
         "label_overlap": found.label_overlap,
         "output_similarity": found.output_similarity,
-        "images": [{"file": str(p), "prediction": k} for p, k in zip(paths, predictions, strict=True)],
+        "outside": look.line,
+        "images": [
+            {"file": str(p), "prediction": k, **own}
+            for p, k, own in zip(paths, predictions, look.each(len(paths)), strict=True)
+        ],
     }
