@@ -82,6 +82,10 @@ class PosthocInnWarning(UserWarning):
     """Root of every warning issued on purpose."""
 
 
+class OutsideWarning(PosthocInnWarning):
+    """The layer's representation of some images is unlike that of the images that t was fitted to."""
+
+
 LONGEST = 200
 """Letters of a name that are compared with others."""
 

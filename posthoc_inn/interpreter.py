@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
 from posthoc_inn.bundle import Bundle, load_bundle, save_bundle
 from posthoc_inn.concepts import ConceptModel, Space
 from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, Precision, preset
-from posthoc_inn.errors import ConfigError, NotFittedError
+from posthoc_inn.errors import ConfigError, NotFittedError, OutsideWarning
 from posthoc_inn.features import LayerExtractor, PredictionKind
 from posthoc_inn.fit import ConceptFit, Fit, FitRequest, FitResult, Plan, Subject, prepare
 from posthoc_inn.fit.alone import fit_concepts_alone
@@ -32,7 +33,6 @@ from posthoc_inn.objectives import drawn
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.progress import Reporter, make_reporter
 from posthoc_inn.report.fitted import ReportWords, write_fitted_report
-from posthoc_inn.rows.reader import LATENTS
 from posthoc_inn.rows.world import World
 from posthoc_inn.training.precision import check_precision, choose_device, choose_precision
 from posthoc_inn.weights import describe_tensors, fingerprint
@@ -287,9 +287,9 @@ class Interpreter:
         self.flow_ = result.flow
         self.history_, self.autoencoder_history_ = result.flow_history, result.autoencoder_history
         self.extractor, self.pipeline_ = parts.extractor, parts.pipeline()
-        if LATENTS in result.train:
-            world = World.of(result.train, result.held_out).to(parts.device)
-            self.pipeline_ = dataclasses.replace(self.pipeline_, world=world)
+        world = World.of(result.train, result.held_out)
+        if world is not None:
+            self.pipeline_ = dataclasses.replace(self.pipeline_, world=world.to(parts.device))
         if result.concepts is not None:
             self.concept_model_, self.concept_fit_ = result.concepts.model, result.concepts
 
@@ -509,7 +509,7 @@ class Interpreter:
         """
         model, pipeline = self.concept_model, self.pipeline
         if pipeline.world is not None:
-            pipeline.z_of(images)  # warns of what the generator cannot make
+            pipeline.z_of(images)  # warns of images unlike those of the fit
         taken = None if source is None else pipeline.means(source)
         latents = pipeline.means(images)
         return pipeline.pictures(editing.edited(model, latents, concept, source=taken, value=value, n=n, seed=seed))
@@ -585,8 +585,26 @@ class Interpreter:
             ConfigError: An option is not the analysis' own, or it needs images and got z.
             NotFittedError: It needs e, and there is none; or nothing was fitted.
         """
-        result: analysis.Result = run_analysis(self, name, data, z=z, seed=seed, options=options)
+        look = None if data is None or z is not None else analysis.outside_of(self.pipeline, data, seed=seed)
+        if look is not None and look.images:
+            warnings.warn(look.told, OutsideWarning, stacklevel=3)
+        with warnings.catch_warnings():
+            if look is not None:
+                warnings.simplefilter("ignore", OutsideWarning)  # told already, by their number in the data
+            result: analysis.Result = run_analysis(self, name, data, z=z, seed=seed, options=options)
         return result
+
+    @in_plain_torch
+    def outside(self, images: Tensor | None = None, *, z: Tensor | None = None) -> analysis.Outside | None:
+        """Return which images the layer sees as unlike those that t was fitted to; None in bundles that cannot tell.
+
+        Args:
+            images: As given to `fit`, (B, C, H, W).
+            z: Representations (B, *z_shape) instead of images.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OutsideWarning)
+            return analysis.outside(self.pipeline, self.pipeline.z_of(images, z))
 
     @in_plain_torch
     def report(self, path: str | Path, data: Any = None, *, class_names: Sequence[str] = ()) -> Path:

@@ -36,7 +36,8 @@ class Pipeline:
         autoencoder: E and D.
         flow: t.
         device: Where they live.
-        world: What z of a generator's draws is like, where t was fitted to draws; images unlike them are warned of.
+        world: What z of the images that t was fitted to is like; images unlike them are warned of. None where it is not
+            known, as in older bundles.
     """
 
     extractor: LayerExtractor
@@ -75,9 +76,10 @@ class Pipeline:
         return self.told(z.float())
 
     def told(self, z: Tensor) -> Tensor:
-        """Return z (B, *z_shape), and warn of what no draw of the generator resembles."""
+        """Return z (B, *z_shape), and warn of images unlike those that t was fitted to (`OutsideWarning`)."""
         if self.world is not None:
-            self.world.tell(z)
+            clipped = self.flow.conditioner.clipped(z.to(self.device))
+            self.world.tell(z, clipped, is_drawn=hasattr(self.autoencoder, "native"))
         return z
 
     def z_from(self, data: Any, z: Tensor | None = None, *, limit: int, seed: int = 0) -> Tensor:

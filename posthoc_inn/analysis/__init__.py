@@ -16,6 +16,7 @@ from posthoc_inn.analysis.ladder import Rung
 from posthoc_inn.analysis.likelihood import Likelihood, likelihood
 from posthoc_inn.analysis.maps import InvarianceMaps, LayerMaps, invariance_maps
 from posthoc_inn.analysis.measure import AutoencoderQuality, autoencoder_quality, measure
+from posthoc_inn.analysis.outside import Clipped, Outside, OutsideImage, clipped, outside, outside_of
 from posthoc_inn.analysis.pair_shares import PairShare, PairShares, pair_shares, paired_rows
 from posthoc_inn.analysis.preimages import preimages
 from posthoc_inn.analysis.recombination import Recombination, recombine, recombine_frames
@@ -36,6 +37,7 @@ __all__ = [
     "AttackedLayer",
     "AutoencoderQuality",
     "Calibration",
+    "Clipped",
     "ConceptRelevance",
     "ConceptSensitivity",
     "ConceptShares",
@@ -56,6 +58,8 @@ __all__ = [
     "Likelihood",
     "PairShare",
     "PairShares",
+    "Outside",
+    "OutsideImage",
     "Recombination",
     "Refinement",
     "Refits",
@@ -70,6 +74,7 @@ __all__ = [
     "attack_view",
     "autoencoder_quality",
     "calibration",
+    "clipped",
     "check_steps",
     "compare_groups",
     "concept_nll",
@@ -93,6 +98,8 @@ __all__ = [
     "pair_shares",
     "paired_rows",
     "preimages",
+    "outside",
+    "outside_of",
     "read_frames",
     "recombine",
     "recombine_frames",

@@ -123,8 +123,8 @@ def _drawn(pipeline: Pipeline, cache: Cache, limit: int, seed: int) -> _Rows:
 @torch.no_grad()
 def held_out_nats(pipeline: Pipeline, held_out: Cache, *, limit: int = 10_000, seed: int = 0) -> Tensor:
     """Return t's nats of each held-out row, (N,), for the same rows and draws as `likelihood` with this seed."""
-    context, z_bar, _ = _drawn(pipeline, held_out, limit, seed)
-    return pipeline.invariances(z_bar, context)[1].double().cpu()
+    rows = _drawn(pipeline, held_out, limit, seed)
+    return pipeline.invariances(rows.z_bar, rows.context)[1].double().cpu()
 
 
 def _inverse(pipeline: Pipeline, v: Tensor, context: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from posthoc_inn.analysis.faithfulness import PICTURES, Asked, faithfulness
 from posthoc_inn.analysis.image_metrics import measure_image_metrics
 from posthoc_inn.analysis.invariance import explained_by_invariances
 from posthoc_inn.analysis.likelihood import likelihood
+from posthoc_inn.analysis.outside import clipped
 from posthoc_inn.analysis.results import Result
 from posthoc_inn.analysis.retrieval import retrieval
 from posthoc_inn.flows import ConditionalFlow
@@ -174,6 +175,7 @@ def measure(
             train, z, predictions(held_out, some), sample_spread=explained.value, neighbours=SAMPLES, seed=seed
         ).to_dict(),
         "explained_by_invariances": explained.to_dict(),
+        "clipped": clipped(pipeline, train, held_out, seed=seed).to_dict(),
         "training": {
             "t": history.to_dict(),
             "autoencoder": autoencoder_history.to_dict() if autoencoder_history is not None else None,

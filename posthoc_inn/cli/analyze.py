@@ -11,6 +11,7 @@ import click
 from posthoc_inn.cli.bundles import bundle_of, bundle_options, load, side_of
 from posthoc_inn.cli.echo import echo, echo_json
 from posthoc_inn.cli.options import KeyValue
+from posthoc_inn.cli.outside import Look
 from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, UnknownNameError
 
 if TYPE_CHECKING:
@@ -107,19 +108,28 @@ def command(
         for name in wanted:
             if "train" in needs_of(name):
                 settings.setdefault(name, {})["train"] = trained
+    look = Look.at(interpreter, images, seed)
     sections = []
     for name in wanted:
         if not as_json:
             echo(f"{name} ...", err=True)
-        sections.append(_run(interpreter, name, images, seed, settings.get(name, {}), is_asked=bool(names)))
+        with look.told_once():
+            sections.append(_run(interpreter, name, images, seed, settings.get(name, {}), is_asked=bool(names)))
     target = out or where.parent / "analysis"
-    lead = [f"Layer {stored.extractor['layer']} of {stored.model_class}; bundle {where}; images: {data}."]
-    page, plain = write_analyses(f"What {stored.extractor['layer']} knows", lead, sections, target, __version__)
+    lead = [
+        f"Layer {stored.extractor['layer']} of {stored.model_class}; bundle {where}; images: {data}.",
+        *([look.line] if look.line else []),
+    ]
+    page, plain = write_analyses(
+        f"What {stored.extractor['layer']} knows", lead, sections, target, __version__, outside=look.facts
+    )
     if as_json:
         echo(plain.read_text().rstrip())
     else:
         for section in sections:
             echo(f"{section.title:28} {section.problem or f'{section.seconds:.1f} s'}")
+        if look.line:
+            echo(look.line)
         echo(f"report    {page}   (open it in a browser)\nfigures   {plain}")
 
 
@@ -214,12 +224,14 @@ def _run(
     interpreter: Interpreter, name: str, images: Any, seed: int, settings: dict[str, Any], *, is_asked: bool
 ) -> AnalysisSection:
     """Run one analysis; a problem of one that was not asked for by name goes into its section."""
+    from posthoc_inn.analysis.by_name import run_analysis
     from posthoc_inn.report.analyses import AnalysisSection, section_of
 
     title = name.replace("-", " ").capitalize()
     started = time.perf_counter()
     try:
-        result = interpreter.analyze(name, images, seed=seed, **settings)
+        # Not `interpreter.analyze`, which would look at all images anew for each.
+        result = run_analysis(interpreter, name, images, z=None, seed=seed, options=settings)
         return section_of(title, result, time.perf_counter() - started)
     except PosthocInnError as error:
         if is_asked:

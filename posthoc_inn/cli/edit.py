@@ -9,6 +9,7 @@ import click
 
 from posthoc_inn.cli.bundles import bundle_options, listed_images, load, read_images, write_picture
 from posthoc_inn.cli.echo import echo, echo_json
+from posthoc_inn.cli.outside import look_outside
 from posthoc_inn.errors import Problems, listed
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def command(
         echo_json({**result, "concepts": names})
     else:
         echo(f"{out}: {result['images']} images, {result['told']}. Concepts of this bundle: {listed(names, 20)}.")
+        if result["outside"]:
+            echo(result["outside"])
 
 
 def draw(
@@ -115,7 +118,8 @@ def draw(
     shown = adapter.to_images(images.to(pipeline.device)).cpu()
     plain = pipeline.decode(pipeline.encode(images)[0]).cpu()
     columns, labels = [shown[:, None], plain[:, None]], ["image", "recon-\nstructed"]
-    with torch.no_grad():
+    look = look_outside(interpreter, images, [path.name for path in paths])
+    with torch.no_grad(), look.told_once():
         if source is not None:
             other = read_images(stored, [source])
             columns.append(
@@ -136,4 +140,12 @@ def draw(
     names = [shortened(path.name, 24) for path in paths]
     picture = to_png(grid(columns_of(torch.cat(columns, dim=1), headings=labels, gaps=(2,)), row_labels=names))
     write_picture(out, picture)
-    return {"out": str(out), "images": len(paths), "told": change, "concept": concept, "seed": seed}
+    return {
+        "out": str(out),
+        "images": len(paths),
+        "told": change,
+        "concept": concept,
+        "seed": seed,
+        "outside": look.line,
+        "files": [{"file": str(p), **own} for p, own in zip(paths, look.each(len(paths)), strict=True)],
+    }

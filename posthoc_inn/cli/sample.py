@@ -9,6 +9,7 @@ import click
 
 from posthoc_inn.cli.bundles import bundle_options, listed_images, load, read_images, write_picture
 from posthoc_inn.cli.echo import echo, echo_json
+from posthoc_inn.cli.outside import look_outside
 
 if TYPE_CHECKING:
     from posthoc_inn.bundle import Bundle
@@ -75,6 +76,8 @@ def command(
         shown = len(result["images"])
         told = "1 image" if shown == 1 else f"{shown} images"
         echo(f"{out}: {told}, {count} samples each, layer {stored.extractor['layer']}")
+        if result["outside"]:
+            echo(result["outside"])
         between = result["similarity_between"]
         beside = "" if between is None else f"; different images here have {between:.3f}"
         echo(f"To the layer, the samples' cosine similarity to their image is {result['similarity']:.3f}{beside}.")
@@ -103,15 +106,17 @@ def draw(
 
     paths = listed_images(files)
     given = read_images(stored, paths)
-    found = samples(
-        interpreter.pipeline,
-        given,
-        count,
-        seed,
-        class_names_of(stored.origin),
-        names=[p.name for p in paths],
-        refine=refine,
-    )
+    look = look_outside(interpreter, given, [p.name for p in paths])
+    with look.told_once():
+        found = samples(
+            interpreter.pipeline,
+            given,
+            count,
+            seed,
+            class_names_of(stored.origin),
+            names=[p.name for p in paths],
+            refine=refine,
+        )
     write_picture(out, to_png(found.figure()))
     predictions, refined = found.predictions or [None] * len(paths), found.refinement
     return {
@@ -125,5 +130,9 @@ def draw(
         "similarity": found.similarity,
         "similarity_between": found.similarity_between,
         "refinement": None if refined is None else {**refined.to_dict(), "told": refined.caption},
-        "images": [{"file": str(p), "prediction": k} for p, k in zip(paths, predictions, strict=True)],
+        "outside": look.line,
+        "images": [
+            {"file": str(p), "prediction": k, **own}
+            for p, k, own in zip(paths, predictions, look.each(len(paths)), strict=True)
+        ],
     }

@@ -164,7 +164,20 @@ class Standardization(FittedOnce):
                 "data, or load trained weights."
             )
         # In place after the first operation: maps of a large backbone take hundreds of megabytes a batch.
-        return (z.to(self.z_mean.dtype) - self.z_mean).div_(self.z_std).clamp_(-CLIP, CLIP)
+        return self._scaled(z).clamp_(-CLIP, CLIP)
+
+    def _scaled(self, z: Tensor) -> Tensor:
+        return (z.to(self.z_mean.dtype) - self.z_mean).div_(self.z_std)
+
+    @torch.no_grad()
+    def clipped(self, z: Tensor) -> Tensor:
+        """Return how many values of each z (B, *z_shape) lie beyond ±10 deviations, where t sees no difference: (B,).
+
+        Raises:
+            ShapeError: z has another shape.
+        """
+        self._check_shape(z)
+        return (self._scaled(z).abs_() > CLIP).flatten(1).sum(1)
 
 
 class Conditioner(Standardization):

@@ -60,17 +60,27 @@ def render_analyses(heading: str, lead: Sequence[str], sections: Sequence[Analys
 
 
 def write_analyses(
-    heading: str, lead: Sequence[str], sections: Sequence[AnalysisSection], out: Path, version: str = ""
+    heading: str,
+    lead: Sequence[str],
+    sections: Sequence[AnalysisSection],
+    out: Path,
+    version: str = "",
+    *,
+    outside: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Path]:
     """Write analysis.html and analysis.json to the directory `out`, each replaced at once.
+
+    `outside` says which images are unlike those of the fit; it stands beside the analyses in the JSON.
 
     Raises:
         DataError: They cannot be written.
     """
-    facts = {
+    facts: dict[str, Any] = {
         s.title: {**s.result, "seconds": round(s.seconds, 3)} if not s.problem else {"problem": s.problem}
         for s in sections
     }
+    if outside is not None:
+        facts["outside"] = outside
     texts = {
         out / "analysis.html": render_analyses(heading, lead, sections, version),
         out / "analysis.json": json.dumps(plain(facts), indent=1, allow_nan=False) + "\n",

@@ -68,6 +68,27 @@ def test_wrong_edits_are_told_in_a_line(ask, with_concepts, pictures, tmp_path, 
     assert answer.err.count("\n") == 1
 
 
+def test_edits_and_analyses_of_images_unlike_those_of_the_fit_are_told(
+    ask, with_concepts, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("posthoc_inn.rows.world.World.limit", 0.0)
+    edit = ("edit", "--bundle", with_concepts, "--images", pictures / "one" / "00.png", "--concept", "class", "-n", "2")
+    edit = (*edit, "--out", tmp_path / "a.png")
+    answer = ask(*edit)
+    assert "unlike those that t was fitted to: 00.png (" in answer.out
+    assert "Warning" not in answer.err
+    told = ask(*edit, "--json").json
+    assert told["files"][0]["is_outside"] is True
+    analyze = ("analyze", "recombination", "--bundle", with_concepts, "--data", pictures, "--out", tmp_path / "a")
+    answer = ask(*analyze)
+    assert answer.out.count("unlike those that t was fitted to: image ") == 1
+    assert "Warning" not in answer.err
+    assert "unlike those that t was fitted to" in (tmp_path / "a" / "analysis.html").read_text()
+    outside = json.loads((tmp_path / "a" / "analysis.json").read_text())["outside"]
+    assert len(outside["images"]) == outside["looked_at"]
+    assert {"number", "times", "rank", "clipped"} <= set(outside["images"][0])
+
+
 def test_a_bundle_without_concepts_says_how_to_get_them(ask, finished, pictures, tmp_path):
     answer = ask("edit", "--bundle", finished, "--images", pictures / "one" / "00.png", "--concept", "a", "-n", "2")
     assert answer.code == 1
@@ -84,7 +105,8 @@ def test_analyze_writes_one_report_with_a_section_each(ask, with_concepts, pictu
     )  # fmt: skip
     assert answer.code == 0, answer.err
     told = answer.json
-    assert set(told) == {"Concept relevance", "Edits", "Recombination", "Explained by invariances"}
+    assert set(told) == {"Concept relevance", "Edits", "Recombination", "Explained by invariances", "outside"}
+    assert told["outside"]["looked_at"] > 0
     assert told["Concept relevance"]["images"] * told["Concept relevance"]["draws"] <= 90
     page = (tmp_path / "a" / "analysis.html").read_text()
     assert page.count("<section>") == 4

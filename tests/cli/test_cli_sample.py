@@ -20,6 +20,22 @@ def test_a_grid_is_drawn_for_files_and_folders(ask, finished, pictures, tmp_path
         assert grid.width > grid.height
 
 
+def test_images_unlike_those_of_the_fit_are_told_by_name_and_once(ask, finished, pictures, tmp_path, monkeypatch):
+    arguments = (
+        "sample", "--bundle", finished, "--images", pictures / "one" / "00.png", "-n", "2", "--out", tmp_path / "a.png"
+    )  # fmt: skip
+    answer = ask(*arguments, "--json").json
+    assert answer["outside"] == ""
+    assert answer["images"][0]["is_outside"] is False
+    assert 0 <= answer["images"][0]["rank"] <= 1
+    assert {"times", "clipped"} <= set(answer["images"][0])
+    monkeypatch.setattr("posthoc_inn.rows.world.World.limit", 0.0)
+    answer = ask(*arguments)
+    assert answer.code == 0
+    assert "Warning: To the layer 1 of 1 images are unlike those that t was fitted to: 00.png (" in answer.out
+    assert "Warning" not in answer.err
+
+
 def test_the_same_seed_draws_the_same_grid(ask, finished, pictures, tmp_path):
     def grid(seed):
         out = tmp_path / f"{seed}.png"

@@ -17,12 +17,38 @@ from posthoc_inn.report.findings.judging import (
 )
 
 SAMPLE_AGREEMENT = (0.90, 0.75)
+CLIPPED = 0.01
+"""Share of clipped values of z up to which it makes no difference worth a word."""
 
 
 def samples(metrics: Mapping[str, Any]) -> list[Finding]:
     """Return how near samples are to their images, for the model."""
     figures = metrics.get("faithfulness") or {}
-    return [*_same_prediction(metrics, figures), *_same_features(figures), *_nearest(metrics, figures)]
+    return [
+        *_same_prediction(metrics, figures),
+        *_same_features(figures),
+        *_nearest(metrics, figures),
+        *_clipped(metrics.get("clipped") or {}),
+    ]
+
+
+def _clipped(figures: Mapping[str, Any]) -> list[Finding]:
+    """Tell of values of z that t clips, where there are any."""
+    share = figures.get("held_out")
+    if not share:
+        return []
+    return [
+        Finding(
+            "Samples",
+            "Clipped values of z",
+            f"{100 * share:.2g} %",
+            "Values of z of held-out images that lie more than 10 deviations from their mean, where t sees no "
+            f"difference; {percent(figures.get('held_out_images') or 0.0)} of the images have any. Of training images "
+            f"{100 * (figures.get('train') or 0.0):.2g} % are.",
+            "info" if share <= CLIPPED else "fair",
+            "t sees less of z than the layer holds. A layer before or after a normalisation may suit better.",
+        )
+    ]
 
 
 def _nearest(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Finding]:
