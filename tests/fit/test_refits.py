@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_within_its_trainings(tmp_path, refitted):
 
 
 def test_trainings_anew_work_on_the_same_e():
-    it = interpreter(TINY)
+    it = interpreter(TINY.replace(flow_on_concepts=True))
     data, held_out = ((images(n, seed), torch.arange(n) % 3) for n, seed in ((60, 0), (40, 1)))
     run = it.prepare(FitRequest(data=data, held_out=held_out, concepts="labels", refits=1))
     it.learn(run)
