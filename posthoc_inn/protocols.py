@@ -54,7 +54,9 @@ class ConceptSource(Protocol):
 
     Images are named by their index in the data set. A source that brings images of its own (stylised ones, folders
     of pairs) also has ``extra``, a map-style data set of canonical images (C, H, W) in [0, 1], which are numbered on
-    from the data set's last index; they are encoded once, like the others.
+    from the data set's last index; they are encoded once, like the others. Where these were made from images of the
+    data set, ``extra_of`` tells from which: the index of each, (len(extra),), -1 for none. What was made from held-out
+    images is left out of training.
     """
 
     @property

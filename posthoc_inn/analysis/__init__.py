@@ -4,6 +4,7 @@ from posthoc_inn.analysis.accuracy import model_accuracy
 from posthoc_inn.analysis.adversarial import Attack
 from posthoc_inn.analysis.attack import AttackedLayer, AttackView, attack_view
 from posthoc_inn.analysis.calibration import Calibration, calibration
+from posthoc_inn.analysis.duplicates import Duplicates, duplicates
 from posthoc_inn.analysis.edit_gallery import EditedConcept, EditGallery, edit_gallery
 from posthoc_inn.analysis.faithfulness import Faithfulness, faithfulness
 from posthoc_inn.analysis.frames import read_frames, save_animation
@@ -32,6 +33,7 @@ from posthoc_inn.analysis.sensitivity import ConceptSensitivity, concept_sensiti
 from posthoc_inn.analysis.walk_density import WalkDensity, concept_nll, walk_density
 
 __all__ = [
+    "Duplicates",
     "Attack",
     "AttackView",
     "AttackedLayer",
@@ -80,6 +82,7 @@ __all__ = [
     "concept_nll",
     "concept_relevance",
     "concept_sensitivity",
+    "duplicates",
     "edit_gallery",
     "explained_by_invariances",
     "explained_share",

@@ -127,6 +127,8 @@ class JoinedSources:
         self._length, self._shifts = length, [0] * len(self.sources)
         if brings:
             self.extra = brings[0].extra if len(brings) == 1 else ConcatDataset([s.extra for s in brings])  # type: ignore[attr-defined]
+            # -1: of no image of the data.
+            self.extra_of = torch.cat([_extra_of(source) for source in brings])
             before = 0
             for k, source in enumerate(self.sources):
                 self._shifts[k] = before
@@ -150,6 +152,14 @@ class JoinedSources:
         return a, b, shared
 
 
+def _extra_of(source: ConceptSource) -> Tensor:
+    """Return the index of the image that each image of a source's own was made from, (N,), -1 for none."""
+    known = getattr(source, "extra_of", None)
+    if known is None:
+        return torch.full((len(source.extra),), -1)  # type: ignore[attr-defined]
+    return torch.as_tensor(known).long()
+
+
 class WithRandom:
     """A source with one more concept, "(random)", whose pairs share nothing: the null that others are compared with.
 
@@ -161,7 +171,7 @@ class WithRandom:
         self.source = source
         self.names = (*source.names, RANDOM)
         if getattr(source, "extra", None) is not None:
-            self.extra = source.extra  # type: ignore[attr-defined]
+            self.extra, self.extra_of = source.extra, _extra_of(source)  # type: ignore[attr-defined]
 
     def pairs(self, n: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return indices a (n,), b (n,) and `shared` (n, K + 2); the random concept gets its share of the pairs."""

@@ -64,6 +64,8 @@ class SketchSource:
         index: Indices (n,) of the painted images in the data set, sorted. Of image ``index[k]``, with N images in the
             data set, x^a has the index N + k and x^b the index N + n + k.
         extra: The 2n painted images.
+        extra_of: Index in the data of the image that each of them was painted from, (2n,): those of held-out images
+            are left out of training.
 
     Raises:
         ConfigError: An option is out of range, or the sketches are equal.
@@ -134,6 +136,7 @@ class SketchSource:
         self.keep_color = self.shape[0] == 3 and (is_grey if keep_color is None else bool(keep_color))
         self._painted: list[Tensor] = []
         self.extra = StylizedImages(self)
+        self.extra_of = self.index.repeat(2)
 
     def __len__(self) -> int:
         """Return n, the number of images that are painted after each sketch."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from posthoc_inn.concepts import (
     RANDOM,
@@ -72,6 +73,8 @@ class ConceptRequest:
             in their own order.
         length: Images in the data that the source knows; those of its own are numbered on from there.
         reason: Why nothing is known of held-out images, where that was found out.
+        kept_extra: Numbers of the source's own images that train; None for all. Those that were made from held-out
+            images are left out: they would tell of these.
     """
 
     source: ConceptSource | LabelsOf | None
@@ -81,11 +84,22 @@ class ConceptRequest:
     positions: tuple[Tensor | None, Tensor | None] = (None, None)
     length: int | None = None
     reason: str = ""
+    kept_extra: Tensor | None = None
 
     @property
     def extra(self) -> Any:
-        """Images of the source's own, or None."""
-        return getattr(self.source, "extra", None)
+        """Images of the source's own that train, or None."""
+        found = getattr(self.source, "extra", None)
+        return found if found is None or self.kept_extra is None else Subset(found, self.kept_extra.tolist())
+
+    def leave_out_copies(self) -> None:
+        """Leave out of training what the source made from held-out images, as far as it says what it made from what."""
+        made_of, held_out = getattr(self.source, "extra_of", None), self.positions[1]
+        if made_of is None or held_out is None:
+            return
+        is_copy = torch.isin(torch.as_tensor(made_of).long(), held_out)
+        if bool(is_copy.any()):
+            self.kept_extra = (~is_copy).nonzero()[:, 0]
 
 
 @dataclass
@@ -138,7 +152,7 @@ def bind(request: ConceptRequest, train: Cache, held_out: Cache, extra: Cache | 
     """
     if request.source is None:
         return BoundConcepts(None, None, request.space, request.sizes)
-    source = _over_rows(request.source, train, request.positions[0], request.length, extra)
+    source = _over_rows(request.source, train, request.positions[0], request.length, extra, request.kept_extra)
     aside = request.held_out_source
     if aside is None and (isinstance(request.source, LabelsOf) or request.positions[1] is not None):
         aside = request.source
@@ -181,7 +195,12 @@ def _telling_pairs(shared: Tensor, k: int, name: str) -> tuple[Tensor, bool]:
 
 
 def _over_rows(
-    source: ConceptSource | LabelsOf, rows: Cache, position: Tensor | None, length: int | None, extra: Cache | None
+    source: ConceptSource | LabelsOf,
+    rows: Cache,
+    position: Tensor | None,
+    length: int | None,
+    extra: Cache | None,
+    kept_extra: Tensor | None = None,
 ) -> ConceptSource:
     everything = torch.arange(len(rows))
     if isinstance(source, LabelsOf):
@@ -193,7 +212,7 @@ def _over_rows(
         images = position[images]
     if extra is not None:
         start = int(images.max()) + 1 if length is None else length
-        images = torch.cat([images, start + torch.arange(len(extra))])
+        images = torch.cat([images, start + (torch.arange(len(extra)) if kept_extra is None else kept_extra)])
     return _Numbered(source, images)
 
 

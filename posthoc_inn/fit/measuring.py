@@ -18,6 +18,7 @@ from posthoc_inn.images import BatchSource
 from posthoc_inn.objectives import drawn
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.rows.part import CachePart
+from posthoc_inn.rows.reader import LATENTS
 
 RELEVANCE_IMAGES = 1000
 """Held-out images that the concepts' relevance is measured on."""
@@ -80,6 +81,14 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         chosen_by=result.selection,
         seed=seed,
     )
+    notes = list(fit.notes)
+    if LATENTS not in result.train:  # no two draws of a generator are the same
+        kept = dict.fromkeys((result.selection, result.held_out))
+        copies = analysis.duplicates(result.train, *kept, draws=fit.request.draws, seed=seed)
+        metrics["duplicates"] = copies.to_dict()
+        if copies.share:
+            notes.append(_of_copies(copies))
+            fit.reporter.note(f"Note: {notes[-1]}")
     if result.refits:
         others = (dataclasses.replace(pipeline, flow=flow) for flow in result.refits)
         metrics["refits"] = analysis.refits(metrics, others, result.held_out, seed=seed).to_dict()
@@ -104,7 +113,7 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         "model": {"name": type(model).__name__, **(accuracy or {})},
         "prediction_kind": kind,
         "prediction": "" if parts.prediction is None else parts.prediction.why,
-        "notes": list(fit.notes),
+        "notes": notes,
         "layer": parts.extractor.layer,
         "z_shape": list(parts.probe.z_shape),
         "is_cut": parts.probe.is_cut,
@@ -113,6 +122,17 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         "fit": parts.config.to_dict(),
     }
     return Measured(plain(metrics), relevance, _examples(fit, result, seed))
+
+
+def _of_copies(found: analysis.Duplicates) -> str:
+    """Return what a user has to know of held-out images that train."""
+    near = f"{found.near:,} nearly" if found.near else ""
+    exact = f"{found.exact:,} exactly" if found.exact else ""
+    return (
+        f"Of {found.compared:,} held-out images that were looked at, {' and '.join(filter(None, (exact, near)))} are "
+        "also in training: held-out figures are too good. Remove copies, or hold out by what the images have in common "
+        "(held_out=)."
+    )
 
 
 def _examples(fit: Fit, result: FitResult, seed: int) -> Examples:

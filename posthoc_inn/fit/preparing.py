@@ -222,6 +222,7 @@ def find_concepts(request: FitRequest, *, seed: int, space: Space = "z_bar") -> 
     if is_share(held_out):
         data, held_out = split(data, float(held_out), seed=seed)
         wanted.positions = positions(data), positions(held_out)
+        wanted.leave_out_copies()
         if wanted.positions[0] is not None and callable(getattr(source, "subset", None)):
             source.subset(wanted.positions[0])  # type: ignore[union-attr]
     elif request.held_out_concepts is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import sys
+
 import pytest
 import torch
 from small_parts import TINY, network
@@ -57,6 +60,33 @@ def test_shares_are_alike_whatever_the_order_of_the_images():
     kept = fitted.pipeline.z_from(None, z, limit=100)
     bright = kept.flatten(1).mean(1) > z.flatten(1).mean()
     assert 0.3 < float(bright.float().mean()) < 0.7
+
+
+def test_a_fit_tells_the_same_whatever_the_order_of_its_held_out_images(monkeypatch):
+    # More than are measured, so that the first of them would be dark ones alone.
+    monkeypatch.setattr(sys.modules["posthoc_inn.analysis.measure"], "IMAGES", 60)
+    images, labels = by_class(260)
+    data = by_class(60)[0]
+    found = {}
+    for name, order in ORDERS.items():
+        turn = order(len(images))
+        held_out = images[turn], labels[turn]
+        metrics = (
+            Interpreter(network(), "3", preset=TINY, mean=(0,) * 3, std=(1,) * 3).fit(data, held_out=held_out).metrics_
+        )
+        similar, explained = metrics["faithfulness"], metrics["explained_by_invariances"]
+        found[name] = {
+            "similarity": (similar["similarity"], similar["similarity_error"]),
+            "agreement": (similar["agreement"], similar["agreement_error"]),
+            "explained": (explained["value"], explained["standard_error"]),
+            "nats": (metrics["likelihood"]["held_out"], metrics["likelihood"]["held_out_error"]),
+            "autoencoder": (metrics["autoencoder"]["agreement"], metrics["autoencoder"]["agreement_error"]),
+        }
+        assert metrics["images"]["are_apart"]
+    for name in ("sorted", "reversed"):
+        for figure, (value, error) in found[name].items():
+            other, its_error = found["shuffled"][figure]
+            assert abs(value - other) <= 4 * math.hypot(error, its_error) + 1e-6, (name, figure, found)
 
 
 def test_rows_are_chosen_at_random_and_in_random_order():

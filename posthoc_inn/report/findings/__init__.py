@@ -8,13 +8,14 @@ from typing import Any
 from posthoc_inn.report.findings.autoencoder import autoencoder
 from posthoc_inn.report.findings.calibration import calibration
 from posthoc_inn.report.findings.concepts import concepts
+from posthoc_inn.report.findings.duplicates import duplicates
 from posthoc_inn.report.findings.judging import Finding
 from posthoc_inn.report.findings.likelihood import likelihood
 from posthoc_inn.report.findings.model import model
 from posthoc_inn.report.findings.refits import refits
 from posthoc_inn.report.findings.samples import invariances, samples
 
-PARTS = (model, samples, concepts, invariances, likelihood, calibration, refits, autoencoder)
+PARTS = (model, samples, concepts, invariances, likelihood, calibration, refits, duplicates, autoencoder)
 """What makes findings of metrics, the most telling first."""
 
 
