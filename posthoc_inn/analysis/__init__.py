@@ -4,6 +4,7 @@ from posthoc_inn.analysis.accuracy import model_accuracy
 from posthoc_inn.analysis.adversarial import Attack
 from posthoc_inn.analysis.attack import AttackedLayer, AttackView, attack_view
 from posthoc_inn.analysis.calibration import Calibration, calibration
+from posthoc_inn.analysis.ceilings import Ceiling, concept_ceilings
 from posthoc_inn.analysis.edit_gallery import EditedConcept, EditGallery, edit_gallery
 from posthoc_inn.analysis.faithfulness import Faithfulness, faithfulness
 from posthoc_inn.analysis.frames import read_frames, save_animation
@@ -32,6 +33,7 @@ __all__ = [
     "AttackedLayer",
     "AutoencoderQuality",
     "Calibration",
+    "Ceiling",
     "Clipped",
     "ConceptRelevance",
     "ConceptSensitivity",
@@ -65,6 +67,7 @@ __all__ = [
     "calibration",
     "clipped",
     "compare_groups",
+    "concept_ceilings",
     "concept_nll",
     "concept_relevance",
     "concept_sensitivity",

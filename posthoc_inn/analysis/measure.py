@@ -121,7 +121,9 @@ def measure(
         rows = min(rows, max(8, (len(train) + len(held_out)) // (10 * SAMPLES)))
     some = held_out.some(rows, seed=seed)
     z = held_out["z"].rows(some)
-    explained = explained_by_invariances(pipeline, held_out["z"].rows(held_out.some(500, seed=seed)), seed=seed)
+    few = held_out.some(500, seed=seed)
+    encoded = held_out["mean"].rows(few), held_out["std"].rows(few)
+    explained = explained_by_invariances(pipeline, held_out["z"].rows(few), encoded=encoded, seed=seed)
     checked = calibration(pipeline, held_out, seed=seed)
     return {
         "images": {"train": len(train), "held_out": len(held_out)},

@@ -150,9 +150,17 @@ def invariances(metrics: Mapping[str, Any]) -> list[Finding]:
     figures = metrics.get("explained_by_invariances") or {}
     if figures.get("value") is None:
         return []
-    value = figures["value"]
+    value, error = figures["value"], figures.get("standard_error")
+    above, noise = figures.get("above_floor"), ""
+    if above is not None:
+        noise = (
+            f" That is MSC eq. 19 ({percent(value)}) above its floor ({percent(figures['floor'])}): the encoder's "
+            "noise, which no layer can keep."
+        )
+        value, error = max(0.0, above), figures.get("above_floor_error")
     meaning = (
-        "Of what varies between images, the share that the layer has thrown away (MSC eq. 19). "
+        "Of what the autoencoder tells of an image, the share that the layer has thrown away: 0 % if it keeps all, "
+        "100 % if it keeps nothing. "
         + (
             "Here it is nearly all: the layer keeps little."
             if value > 0.9
@@ -160,14 +168,7 @@ def invariances(metrics: Mapping[str, Any]) -> list[Finding]:
             if value > 0.5
             else "Here it is less than half: the layer still holds most of the image."
         )
+        + noise
         + " This is neither good nor bad: it is the answer."
     )
-    return [
-        Finding(
-            "Invariances",
-            "Explained by what the layer ignores",
-            percent(value, figures.get("standard_error")),
-            meaning,
-            "info",
-        )
-    ]
+    return [Finding("Invariances", "Explained by what the layer ignores", percent(value, error), meaning, "info")]
