@@ -15,7 +15,7 @@ from posthoc_inn.analysis.invariance import ExplainedByInvariances, explained_by
 from posthoc_inn.analysis.ladder import Rung
 from posthoc_inn.analysis.likelihood import Likelihood, likelihood
 from posthoc_inn.analysis.maps import InvarianceMaps, LayerMaps, invariance_maps
-from posthoc_inn.analysis.measure import AutoencoderQuality, autoencoder_quality, measure
+from posthoc_inn.analysis.measure import AutoencoderQuality, Resolution, autoencoder_quality, measure, resolution
 from posthoc_inn.analysis.outside import Clipped, Outside, OutsideImage, clipped, outside, outside_of
 from posthoc_inn.analysis.recombination import Recombination, recombine, recombine_frames
 from posthoc_inn.analysis.relevance import ConceptRelevance, ConceptShares, Share, concept_relevance, variance_shares
@@ -54,6 +54,7 @@ __all__ = [
     "Outside",
     "OutsideImage",
     "Recombination",
+    "Resolution",
     "Response",
     "Result",
     "ResponseEmbedding",
@@ -88,6 +89,7 @@ __all__ = [
     "read_frames",
     "recombine",
     "recombine_frames",
+    "resolution",
     "response",
     "response_embedding",
     "retrieval",
