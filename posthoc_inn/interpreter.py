@@ -638,16 +638,16 @@ class Interpreter:
     def explained_by_invariances(
         self, data: Any = None, *, z: Tensor | None = None, samples: int = 10_000, seed: int = 0
     ) -> analysis.ExplainedByInvariances:
-        """Return the share of the latent's variance that the layer's invariances explain (MSC eq. 19).
+        """Return the share of the latent's variance that the layer's invariances explain (MSC eq. 19), and its floor.
 
         Args:
             data: Images as given to `fit`: a loader, data set or tensor.
-            z: Representations (B, *z_shape) instead of images.
+            z: Representations (B, *z_shape) instead of images; the floor is not known then.
             samples: Draws in all.
             seed: Seed of v.
         """
-        given = self.pipeline.z_from(data, z, limit=max(2, samples // 20), seed=seed)
-        return analysis.explained_by_invariances(self.pipeline, given, samples=samples, seed=seed)
+        given, encoded = self.pipeline.rows_from(data, z, limit=max(2, samples // 20), seed=seed)
+        return analysis.explained_by_invariances(self.pipeline, given, encoded=encoded, samples=samples, seed=seed)
 
     @in_plain_torch
     def concept_relevance(

@@ -93,6 +93,21 @@ class Pipeline:
         source = BatchSource(some_of(data, limit, seed=seed), batch_size=128, limit=limit)
         return torch.cat([self.features(batch["images"]) for batch in source.batches()])
 
+    def rows_from(
+        self, data: Any, z: Tensor | None = None, *, limit: int, seed: int = 0
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Return what `z_from` does, and mean and deviation of z_bar for the same images, where they can be encoded."""
+        if z is not None or data is None:
+            return self.z_from(data, z, limit=limit, seed=seed), None
+        source = BatchSource(some_of(data, limit, seed=seed), batch_size=128, limit=limit)
+        found, encoded = [], []
+        for batch in source.batches():
+            found.append(self.features(batch["images"]))
+            encoded.append(self.encode(batch["images"]) if self.knows(batch["images"]) else None)
+        kept = [part for part in encoded if part is not None]
+        joined = torch.cat([p[0] for p in kept]), torch.cat([p[1] for p in kept])
+        return torch.cat(found), joined if len(kept) == len(encoded) else None
+
     def means(self, images: Tensor) -> Tensor:
         """Return the encoder's mean of z_bar, (B, D), for the user's tensors (B, C, H, W)."""
         return self.encode(self.adapter.read(images))[0]

@@ -1,6 +1,7 @@
 """What an Interpreter answers besides pictures: representations instead of images, analyses by name, reports, state."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -45,9 +46,15 @@ def test_z_determines_what_its_images_do(fitted, images):
     assert torch.equal(fitted.log_likelihood(images, z=z), fitted.log_likelihood(images))
     assert torch.equal(fitted.reconstruct(images, z=z), fitted.reconstruct(images))
     assert torch.equal(fitted.reconstruct(images, z=z.flip(0)), fitted.reconstruct(images, z_of=images.flip(0)))
-    assert fitted.explained_by_invariances(z=z, samples=60) == fitted.explained_by_invariances(images, samples=60)
-    for name in ("explained-by-invariances", "concept-relevance"):
-        assert fitted.analyze(name, z=z, samples=90) == fitted.analyze(name, images, samples=90)
+    by_z = fitted.explained_by_invariances(z=z, samples=60)
+    by_images = fitted.explained_by_invariances(images, samples=60)
+    assert (by_z.value, by_z.standard_error) == (by_images.value, by_images.standard_error)
+    assert math.isnan(by_z.floor)  # z alone does not tell the encoder's noise
+    assert 0 < by_images.floor < 1
+    assert fitted.analyze("explained-by-invariances", z=z, samples=60).value == by_z.value
+    assert fitted.analyze("concept-relevance", z=z, samples=90) == fitted.analyze(
+        "concept-relevance", images, samples=90
+    )
 
 
 @pytest.mark.parametrize(

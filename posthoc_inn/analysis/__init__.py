@@ -4,6 +4,7 @@ from posthoc_inn.analysis.accuracy import model_accuracy
 from posthoc_inn.analysis.adversarial import Attack
 from posthoc_inn.analysis.attack import AttackedLayer, AttackView, attack_view
 from posthoc_inn.analysis.calibration import Calibration, calibration
+from posthoc_inn.analysis.ceilings import Ceiling, concept_ceilings
 from posthoc_inn.analysis.duplicates import Duplicates, duplicates
 from posthoc_inn.analysis.edit_gallery import EditedConcept, EditGallery, edit_gallery
 from posthoc_inn.analysis.faithfulness import Faithfulness, faithfulness
@@ -16,7 +17,7 @@ from posthoc_inn.analysis.inversion import Inverse, Inversion, inversion
 from posthoc_inn.analysis.ladder import Rung
 from posthoc_inn.analysis.likelihood import Likelihood, likelihood
 from posthoc_inn.analysis.maps import InvarianceMaps, LayerMaps, invariance_maps
-from posthoc_inn.analysis.measure import AutoencoderQuality, autoencoder_quality, measure
+from posthoc_inn.analysis.measure import AutoencoderQuality, Resolution, autoencoder_quality, measure, resolution
 from posthoc_inn.analysis.outside import Clipped, Outside, OutsideImage, clipped, outside, outside_of
 from posthoc_inn.analysis.pair_shares import PairShare, PairShares, pair_shares, paired_rows
 from posthoc_inn.analysis.preimages import preimages
@@ -39,6 +40,7 @@ __all__ = [
     "AttackedLayer",
     "AutoencoderQuality",
     "Calibration",
+    "Ceiling",
     "Clipped",
     "ConceptRelevance",
     "ConceptSensitivity",
@@ -65,6 +67,7 @@ __all__ = [
     "Recombination",
     "Refinement",
     "Refits",
+    "Resolution",
     "Response",
     "Result",
     "ResponseEmbedding",
@@ -79,6 +82,7 @@ __all__ = [
     "clipped",
     "check_steps",
     "compare_groups",
+    "concept_ceilings",
     "concept_nll",
     "concept_relevance",
     "concept_sensitivity",
@@ -108,6 +112,7 @@ __all__ = [
     "recombine_frames",
     "refinement",
     "refits",
+    "resolution",
     "response",
     "response_embedding",
     "retrieval",

@@ -31,7 +31,7 @@ SAMPLES = 8
 
 @dataclass(frozen=True)
 class AutoencoderQuality(Result):
-    """What the autoencoder loses, which bounds everything after it.
+    """What the autoencoder loses: no sample has it, since samples are decoded too.
 
     Attributes:
         error: Mean squared error of held-out reconstructions, images in [-1, 1], at draws of the encoder.
@@ -109,6 +109,62 @@ def autoencoder_quality(
     )
 
 
+@dataclass(frozen=True)
+class Resolution(Result):
+    """What the resize alone costs: images brought to the autoencoder's size and back, without the autoencoder.
+
+    Attributes:
+        image_size: Side of the autoencoder's images, in pixels.
+        model_size: Height and width at which the model gets them.
+        agreement: Share of them for which the model predicts what it predicts for the image, see `Faithfulness`, like
+            those that follow.
+        agreement_error: Its standard error.
+        similarity: Cosine similarity of their z to the image's.
+        similarity_error: Its standard error.
+        images: Held-out images.
+        label_overlap: Mean Jaccard index of the sets of labels; nan for other predictions.
+        output_similarity: Cosine similarity of embeddings; nan for other predictions.
+    """
+
+    image_size: int
+    model_size: tuple[int, ...]
+    agreement: float
+    agreement_error: float
+    similarity: float
+    similarity_error: float
+    images: int
+    label_overlap: float = math.nan
+    output_similarity: float = math.nan
+
+
+@torch.no_grad()
+def resolution(pipeline: Pipeline, held_out: Cache, index: torch.Tensor) -> Resolution | None:
+    """Ask the model about cached images at the autoencoder's size; None where they are not cached.
+
+    Args:
+        pipeline: The fitted parts.
+        held_out: Cache with images (at the autoencoder's size), z, and prediction where predictions are compared.
+        index: Rows to ask about.
+    """
+    if "images" not in held_out:
+        return None
+    asked = Asked(pipeline, 1)
+    for part in index.split(PICTURES):
+        asked.add(unit(held_out["images"].rows(part)), held_out["z"].rows(part), predictions(held_out, part))
+    found = asked.result()
+    return Resolution(
+        image_size=pipeline.adapter.image_size,
+        model_size=tuple(pipeline.adapter.spec.size or ()),
+        agreement=found.agreement,
+        agreement_error=found.agreement_error,
+        similarity=found.similarity,
+        similarity_error=found.similarity_error,
+        images=len(index),
+        label_overlap=found.label_overlap,
+        output_similarity=found.output_similarity,
+    )
+
+
 def predictions(cache: Cache, rows: torch.Tensor) -> torch.Tensor | None:
     """Return what is compared of the predictions for these rows, (rows, ...), or None for nothing."""
     return cache["prediction"].rows(rows) if "prediction" in cache else None
@@ -152,8 +208,12 @@ def measure(
         rows = min(rows, max(8, (len(train) + every) // (10 * SAMPLES)))
     some = held_out.some(rows, seed=seed)
     z = held_out["z"].rows(some)
-    explained = explained_by_invariances(pipeline, held_out["z"].rows(held_out.some(500, seed=seed)), seed=seed)
+    few = held_out.some(500, seed=seed)
+    encoded = held_out["mean"].rows(few), held_out["std"].rows(few)
+    explained = explained_by_invariances(pipeline, held_out["z"].rows(few), encoded=encoded, seed=seed)
     checked = calibration(pipeline, held_out, seed=seed)
+    # A generator's pictures are made at its own size, and resized for nobody.
+    resized = None if is_drawn else resolution(pipeline, held_out, some)
     return {
         "images": {
             "train": len(train),
@@ -162,6 +222,7 @@ def measure(
             "measured": len(held_out),
             "are_apart": not is_same,
         },
+        "resolution": None if resized is None else resized.to_dict(),
         # A draw is its own reconstruction: there is nothing to measure.
         "autoencoder": None
         if is_drawn

@@ -77,7 +77,7 @@ def load_bundle(path: str | Path, autoencoder: nn.Module | None = None) -> Bundl
             expected |= autoencoder_specs(document.autoencoder.config, weights, directory)
         if document.concepts is not None:
             expected |= concept_specs(document.concepts, weights, directory)
-        sizes = metrics.get("world")
+        sizes = metrics.pop("world", None)
         if sizes is not None:
             expected |= world_specs(sizes, directory)
         weights.expect(expected)

@@ -94,12 +94,15 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         metrics["refits"] = analysis.refits(metrics, others, result.held_out, seed=seed).to_dict()
     relevance = None
     if concept_model is not None and concept_model.space == "z_bar":
-        z = result.held_out["z"].rows(result.held_out.some(RELEVANCE_IMAGES, seed=seed))
-        relevance = analysis.concept_relevance(pipeline, concept_model, z, seed=seed)
+        some = result.held_out.some(RELEVANCE_IMAGES, seed=seed)
+        relevance = analysis.concept_relevance(pipeline, concept_model, result.held_out["z"].rows(some), seed=seed)
+        encoded = result.held_out["mean"].rows(some), result.held_out["std"].rows(some)
+        ceilings = analysis.concept_ceilings(concept_model, encoded, relevance, seed=seed)
         metrics["concepts"] = {
             "names": list(concept_model.names),
             "sizes": list(concept_model.factor_dims),
             "relevance": relevance.to_dict(),
+            "ceilings": [ceiling.to_dict() for ceiling in ceilings],
         }
         if result.concepts is not None:
             metrics["concepts"]["scores"] = result.concepts.scores

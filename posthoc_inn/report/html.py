@@ -175,7 +175,21 @@ def _ignored(metrics: Mapping[str, Any]) -> str:
     return (
         f"The layer's invariances v explain {percent(figure['value'], figure.get('standard_error'))} of the variance "
         f"of the autoencoder's latent (MSC eq. 19), from {figure['samples']:,} samples for {figure['images']:,} images"
-        f"{interval}."
+        f"{interval}.{_above_floor(figure)}"
+    )
+
+
+def _above_floor(figure: Mapping[str, Any]) -> str:
+    """Return what of that is not the encoder's noise, or "" where that was not measured, as in older bundles."""
+    above, floor = figure.get("above_floor"), figure.get("floor")
+    if above is None or floor is None:
+        return ""
+    low, high = figure.get("above_floor_interval") or (None, None)
+    interval = f" (95 % interval {100 * low:.1f} to {100 * high:.1f} %)" if low is not None and high is not None else ""
+    ignored = percent(max(0.0, above), figure.get("above_floor_error"))
+    return (
+        f" A layer that keeps all that the encoder's mean holds would have {percent(floor)}: that much is the "
+        f"encoder's noise. Above this floor, the layer ignores {ignored}{interval}."
     )
 
 

@@ -16,7 +16,7 @@ def autoencoder(metrics: Mapping[str, Any]) -> list[Finding]:
     """Return what the autoencoder loses."""
     figures = metrics.get("autoencoder") or {}
     found = []
-    limit = " This limits everything above: what the autoencoder loses cannot come back."
+    limit = " A detail that the autoencoder loses is in no sample, whatever t does."
     loses = "The autoencoder loses what the model looks at, and this spoils all samples. Train it longer "
     loses += "(--autoencoder-steps)."
     if figures.get("output_similarity") is not None:

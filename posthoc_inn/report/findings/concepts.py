@@ -24,6 +24,7 @@ def concepts(metrics: Mapping[str, Any]) -> list[Finding]:
             continue
         first, total = concept["first_order"], concept["total_effect"]
         beside = "" if null is None else f" A random concept has {percent(max(0.0, null['first_order']['value']))}."
+        beside += _ceiling(metrics, concept["name"])
         found.append(
             Finding(
                 "Concepts",
@@ -46,3 +47,15 @@ def is_regularised(metrics: Mapping[str, Any]) -> bool:
     """
     fit = metrics.get("fit") or {}
     return bool(fit.get("interaction_weight")) and bool(fit.get("flow_on_concepts"))
+
+
+def _ceiling(metrics: Mapping[str, Any], name: str) -> str:
+    """Return what the encoder's noise leaves of a concept to any layer, where that was measured."""
+    ceilings = (metrics.get("concepts") or {}).get("ceilings") or []
+    own = next((c for c in ceilings if c["name"] == name), None)
+    if own is None or own["of_reachable"]["value"] is None:
+        return ""
+    return (
+        f" A layer that keeps all that the encoder's mean holds would have {percent(own['first_order']['value'])}; of "
+        f"that this layer has {percent(max(0.0, own['of_reachable']['value']), own['of_reachable']['standard_error'])}."
+    )

@@ -15,6 +15,7 @@ from posthoc_inn.report.findings.judging import (
     percent,
     says_one_thing,
 )
+from posthoc_inn.report.findings.steps import steps
 
 SAMPLE_AGREEMENT = (0.90, 0.75)
 CLIPPED = 0.01
@@ -26,7 +27,7 @@ def samples(metrics: Mapping[str, Any]) -> list[Finding]:
     figures = metrics.get("faithfulness") or {}
     return [
         *_same_prediction(metrics, figures),
-        *_same_features(figures),
+        *_same_features(metrics, figures),
         *_nearest(metrics, figures),
         *_clipped(metrics.get("clipped") or {}),
     ]
@@ -82,14 +83,13 @@ def _nearest(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Fin
 
 def _same_prediction(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Finding]:
     """Return how the model's predictions for samples compare with those for their images, by their kind."""
-    kind, bound = metrics.get("prediction_kind"), metrics.get("autoencoder") or {}
+    kind = metrics.get("prediction_kind")
     advice = "Until this is higher, what varies between samples is not yet what the model ignores."
     if figures.get("output_similarity") is not None:
         between = figures.get("output_similarity_between")
         meaning = "Cosine similarity between the model's output for a sample and for its image. 1 is perfect."
         meaning += "" if between is None else f" Two different images have {between:.3f}."
-        if bound.get("output_similarity") is not None:
-            meaning += f" Plain reconstructions reach {bound['output_similarity']:.3f}."
+        meaning += steps(metrics, "output_similarity")
         value = figures["output_similarity"]
         status = gain(value, between)
         return [Finding("Samples", "Same output as the image", f"{value:.3f}", meaning, status, advice)]
@@ -111,9 +111,7 @@ def _same_prediction(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> 
     meaning = "How often the model predicts the same for a sample and for the image it was drawn from."
     if labels:
         meaning = "How often the model gives a sample exactly the labels of the image it was drawn from."
-    if bound.get("agreement") is not None:
-        reached = percent(bound["agreement"])
-        meaning += f" Plain reconstructions reach {reached}; samples cannot be expected to do better."
+    meaning += steps(metrics, "agreement")
     return [
         Finding(
             "Samples",
@@ -126,7 +124,7 @@ def _same_prediction(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> 
     ]
 
 
-def _same_features(figures: Mapping[str, Any]) -> list[Finding]:
+def _same_features(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Finding]:
     found = []
     if figures.get("similarity") is not None:
         between = figures.get("similarity_between") or 0.0
@@ -137,7 +135,7 @@ def _same_features(figures: Mapping[str, Any]) -> list[Finding]:
                 "Same features at the layer",
                 f"{figures['similarity']:.3f}",
                 "Cosine similarity between the z of a sample and the z of its image. 1 is perfect; two different "
-                f"images have {between:.3f}.",
+                f"images have {between:.3f}.{steps(metrics, 'similarity')}",
                 judge(gain, SIMILARITY_GAIN) if between < 0.999 else "info",
                 "Samples lose what the layer holds. Check the autoencoder first, then train t longer (--steps).",
             )
@@ -150,9 +148,17 @@ def invariances(metrics: Mapping[str, Any]) -> list[Finding]:
     figures = metrics.get("explained_by_invariances") or {}
     if figures.get("value") is None:
         return []
-    value = figures["value"]
+    value, error = figures["value"], figures.get("standard_error")
+    above, noise = figures.get("above_floor"), ""
+    if above is not None:
+        noise = (
+            f" That is MSC eq. 19 ({percent(value)}) above its floor ({percent(figures['floor'])}): the encoder's "
+            "noise, which no layer can keep."
+        )
+        value, error = max(0.0, above), figures.get("above_floor_error")
     meaning = (
-        "Of what varies between images, the share that the layer has thrown away (MSC eq. 19). "
+        "Of what the autoencoder tells of an image, the share that the layer has thrown away: 0 % if it keeps all, "
+        "100 % if it keeps nothing. "
         + (
             "Here it is nearly all: the layer keeps little."
             if value > 0.9
@@ -160,14 +166,7 @@ def invariances(metrics: Mapping[str, Any]) -> list[Finding]:
             if value > 0.5
             else "Here it is less than half: the layer still holds most of the image."
         )
+        + noise
         + " This is neither good nor bad: it is the answer."
     )
-    return [
-        Finding(
-            "Invariances",
-            "Explained by what the layer ignores",
-            percent(value, figures.get("standard_error")),
-            meaning,
-            "info",
-        )
-    ]
+    return [Finding("Invariances", "Explained by what the layer ignores", percent(value, error), meaning, "info")]
