@@ -15,6 +15,7 @@ from torch import Tensor
 
 from posthoc_inn import drawing
 from posthoc_inn.analysis.factor_quality import FactorQuality, factor_quality
+from posthoc_inn.analysis.intervals import LEAST
 from posthoc_inn.analysis.pair_covariance import NAN, covariance_ratio, pair_weights
 from posthoc_inn.analysis.results import Result, by_name
 from posthoc_inn.concepts import RANDOM, ConceptModel, WithRandom
@@ -97,7 +98,7 @@ class PairShares(Result):
         missing = [c.name for c in self.concepts if not c.is_learned and c.name != RANDOM]
         parts = [
             "Share of what the images of a pair have in common, in the concept's factor, that the layer determines: "
-            "cov(f(z of one), e of the other) / cov(e of one, e of the other), f being the mean of e over samples of t. "
+            "cov(f(z of one), e of the other) / cov(e of one, e of the other), f being the mean of e over samples. "
             "1: the layer fixes the concept as far as e knows it; 0: it holds nothing of it. Lines: 95 % intervals "
             "over images. Dimensions that pairs do not share drop out of both, which they do not in MSC eq. 20."
         ]
@@ -259,6 +260,8 @@ def pair_shares(
         ratio = covariance_ratio(f[:, part], e[:, part], weights)
         is_learned = ratio.is_told_from_zero
         note = "" if is_learned else "images that share it have nothing in common in its factor"
+        if not math.isfinite(ratio.lower_interval[0]):
+            note = f"there are pairs of fewer than {LEAST} images, which tell nothing"
         found.append(
             PairShare(
                 name,

@@ -137,7 +137,7 @@ def bind(request: ConceptRequest, train: Cache, held_out: Cache, extra: Cache | 
     """
     if request.source is None:
         return BoundConcepts(None, None, request.space, request.sizes)
-    source = _over_rows(request.source, train, request.positions[0], request.length, extra)
+    source = over_rows(request.source, train, request.positions[0], request.length, extra)
     aside = request.held_out_source
     if aside is None and (isinstance(request.source, LabelsOf) or request.positions[1] is not None):
         aside = request.source
@@ -146,7 +146,7 @@ def bind(request: ConceptRequest, train: Cache, held_out: Cache, extra: Cache | 
     _check_pairs(source, SIZING_PAIRS)
     if aside is not None:
         try:
-            kept, note = _over_rows(aside, held_out, request.positions[1], request.length, None), ""
+            kept, note = over_rows(aside, held_out, request.positions[1], request.length, None), ""
             _check_pairs(kept, HELD_OUT_PAIRS)
         except DataError as error:
             kept = None
@@ -179,9 +179,21 @@ def _telling_pairs(shared: Tensor, k: int, name: str) -> tuple[Tensor, bool]:
     return index, len(sharing) >= 2
 
 
-def _over_rows(
+def over_rows(
     source: ConceptSource | LabelsOf, rows: Cache, position: Tensor | None, length: int | None, extra: Cache | None
 ) -> ConceptSource:
+    """Return a source that numbers cached rows, from one that numbers images.
+
+    Args:
+        source: Over the images, or their labels.
+        rows: The cached rows, with the image that each is of.
+        position: Where these images lie in the data that the source knows; None where it knows them in their own order.
+        length: Images in the data that the source knows.
+        extra: Rows of the source's own images, which follow, or None.
+
+    Raises:
+        DataError: It is not known which image each row is of, or a concept has no pairs among them.
+    """
     everything = torch.arange(len(rows))
     if isinstance(source, LabelsOf):
         return source.source(
@@ -418,7 +430,8 @@ def deviations(model: ConceptModel, rows: Rows, held_out: Rows, *, seed: int = 0
     used = held_out if len(held_out) >= LEAST_ROWS else rows
     generator = torch.Generator().manual_seed(derived(seed, "deviations"))
     some = torch.randperm(len(used), generator=generator)[:INITIALIZATION_ROWS]
-    return model.joined(used.drawn(some, generator)).cpu().double().std(dim=0).clamp_min(1e-6).float()
+    drawn = used.drawn(some, generator).reshape(-1, *model.shape)
+    return model.joined(drawn).cpu().double().std(dim=0).clamp_min(1e-6).float()
 
 
 def _pairs_digest(pairs: RowPairs | None) -> str:

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from posthoc_inn import analysis
 from posthoc_inn.concepts import ConceptModel
+from posthoc_inn.errors import DataError
 from posthoc_inn.files import plain
+from posthoc_inn.fit.pair_shares import shares_of_fit
 from posthoc_inn.fit.parts import FitResult
 from posthoc_inn.fit.stages import Fit
 from posthoc_inn.objectives import drawn
+from posthoc_inn.pipeline import Pipeline
 
 RELEVANCE_IMAGES = 1000
 """Held-out images that the concepts' relevance is measured on."""
@@ -43,11 +46,13 @@ class Measured:
     Attributes:
         metrics: Plain data, ready for JSON.
         relevance: Of the concepts, where there are any.
+        pair_shares: By pairs, where e was trained in this fit.
         examples: What is kept of the held-out images.
     """
 
     metrics: dict[str, Any]
     relevance: analysis.ConceptRelevance | None
+    pair_shares: analysis.PairShares | None
     examples: Examples
 
 
@@ -74,7 +79,7 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         image_metrics=fit.request.image_metrics,
         seed=seed,
     )
-    relevance = None
+    relevance, shares, notes = None, None, list(fit.notes)
     if concept_model is not None and concept_model.space == "z_bar":
         z = result.held_out["z"].rows(result.held_out.some(RELEVANCE_IMAGES, seed=seed))
         relevance = analysis.concept_relevance(pipeline, concept_model, z, seed=seed)
@@ -85,6 +90,8 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         }
         if result.concepts is not None:
             metrics["concepts"]["scores"] = result.concepts.scores
+        shares = _pair_shares(pipeline, concept_model, result, notes, seed=seed)
+        metrics["concepts"]["pair_shares"] = None if shares is None else shares.to_dict()
     if result.concepts is not None:
         metrics["training"]["e"] = result.concepts.history.to_dict()
     model, kind = parts.extractor.model, parts.extractor.kind
@@ -95,7 +102,7 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         "model": {"name": type(model).__name__, **(accuracy or {})},
         "prediction_kind": kind,
         "prediction": "" if parts.prediction is None else parts.prediction.why,
-        "notes": list(fit.notes),
+        "notes": notes,
         "layer": parts.extractor.layer,
         "z_shape": list(parts.probe.z_shape),
         "is_cut": parts.probe.is_cut,
@@ -103,7 +110,22 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         "threads": dict(result.threads),
         "fit": parts.config.to_dict(),
     }
-    return Measured(plain(metrics), relevance, _examples(fit, result, seed))
+    return Measured(plain(metrics), relevance, shares, _examples(fit, result, seed))
+
+
+def _pair_shares(
+    pipeline: Pipeline, concepts: ConceptModel, result: FitResult, notes: list[str], *, seed: int
+) -> analysis.PairShares | None:
+    """Return shares by pairs; None where this fit knows of no pairs, with a note where it should have."""
+    bound = result.bound
+    if bound is None or bound.source is None or not concepts.names:
+        return None
+    train = (result.train,) if result.extra is None else (result.train, result.extra)
+    try:
+        return shares_of_fit(pipeline, concepts, bound, result.held_out, train, seed=seed)
+    except DataError as error:
+        notes.append(f"What the layer determines of concepts could not be measured by pairs: {error}")
+        return None
 
 
 def _examples(fit: Fit, result: FitResult, seed: int) -> Examples:

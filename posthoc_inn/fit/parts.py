@@ -13,7 +13,7 @@ from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import ConditionerConfig, FitConfig
 from posthoc_inn.features import LayerExtractor, Probe
 from posthoc_inn.features.outputs import Recognised
-from posthoc_inn.fit.concepts import ConceptFit, ConceptRequest
+from posthoc_inn.fit.concepts import BoundConcepts, ConceptFit, ConceptRequest
 from posthoc_inn.flows import ConditionalFlow, coupling_of, set_compute_dtype
 from posthoc_inn.images import BatchSource, InputAdapter
 from posthoc_inn.pipeline import Pipeline
@@ -90,6 +90,8 @@ class FitResult:
         linear: The linear t for the same rows.
         seconds: Seconds of each stage.
         threads: CPU threads of each stage.
+        bound: The concepts over cached rows, where there are concepts.
+        extra: Cached rows of a concept source's own images, or None.
     """
 
     autoencoder: Autoencoder
@@ -103,6 +105,8 @@ class FitResult:
     linear: ConditionalFlow
     seconds: dict[str, float]
     threads: dict[str, int]
+    bound: BoundConcepts | None = None
+    extra: Cache | None = None
 
 
 def make_flow(config: FitConfig, z_shape: tuple[int, ...], concept_model: ConceptModel | None) -> ConditionalFlow:

@@ -211,6 +211,8 @@ class Fit:
             linear,
             self.seconds,
             self.threads,
+            bound,
+            extra_rows,
         )
         return self._result
 
