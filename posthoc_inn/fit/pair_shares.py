@@ -12,7 +12,7 @@ from posthoc_inn import analysis
 from posthoc_inn.analysis.pair_shares import MOST_IMAGES
 from posthoc_inn.concepts import ConceptModel, LabelsOf, as_source, length_of
 from posthoc_inn.errors import DataError
-from posthoc_inn.fit.concepts import BoundConcepts, over_rows
+from posthoc_inn.fit.binding import BoundConcepts, over_rows
 from posthoc_inn.images import BatchSource, positions, some_of
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.progress import Reporter

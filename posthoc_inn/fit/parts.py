@@ -13,7 +13,8 @@ from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import ConditionerConfig, FitConfig
 from posthoc_inn.features import LayerExtractor, Probe
 from posthoc_inn.features.outputs import Recognised
-from posthoc_inn.fit.concepts import BoundConcepts, ConceptFit, ConceptRequest
+from posthoc_inn.fit.binding import BoundConcepts, ConceptRequest
+from posthoc_inn.fit.concepts import ConceptFit
 from posthoc_inn.flows import ConditionalFlow, coupling_of, set_compute_dtype
 from posthoc_inn.images import BatchSource, InputAdapter
 from posthoc_inn.pipeline import Pipeline

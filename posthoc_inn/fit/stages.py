@@ -18,15 +18,8 @@ from posthoc_inn.autoencoders import TrainableAutoencoder
 from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.errors import NotFittedError
 from posthoc_inn.files import plain, replace_file, writing
-from posthoc_inn.fit.concepts import (
-    INITIALIZATION_ROWS,
-    BoundConcepts,
-    ConceptFit,
-    bind,
-    check_request,
-    fit_concepts,
-    rows_of,
-)
+from posthoc_inn.fit.binding import BoundConcepts, bind
+from posthoc_inn.fit.concepts import INITIALIZATION_ROWS, ConceptFit, check_request, fit_concepts, rows_of
 from posthoc_inn.fit.events import stage_finished
 from posthoc_inn.fit.linear import closed_form_history, compare, fit_linear, fitted_linear
 from posthoc_inn.fit.lock import locked

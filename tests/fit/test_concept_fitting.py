@@ -11,7 +11,8 @@ import torch
 from posthoc_inn.concepts import RANDOM, AttributeSource, ConceptModel, GivenPairs
 from posthoc_inn.config import ConceptConfig, FlowConfig, TrainConfig
 from posthoc_inn.errors import ConfigError, DataError, ShapeError, UnknownNameError
-from posthoc_inn.fit.concepts import BoundConcepts, ConceptRequest, bind, estimate_sizes, fit_concepts, rows_of
+from posthoc_inn.fit.binding import BoundConcepts, ConceptRequest, bind
+from posthoc_inn.fit.concepts import estimate_sizes, fit_concepts, rows_of
 from posthoc_inn.flows import FactorFlow
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.rows.latents import Rows
