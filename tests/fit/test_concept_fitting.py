@@ -20,7 +20,7 @@ from posthoc_inn.rows.pairs import RowPairs
 from posthoc_inn.training.factors import FactorLoss
 
 SMALL = ConceptConfig(
-    blocks=4, width=32, random=False,
+    blocks=4, width=32, dropout=0.05, random=False,
     training=TrainConfig(steps=600, batch_size=128, lr=4e-3, eval_every=100, checkpoint_every=50, patience=0),
 )  # fmt: skip
 

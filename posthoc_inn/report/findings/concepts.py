@@ -42,14 +42,22 @@ def _by_pairs(share: Mapping[str, Any], *, are_held_out: bool) -> Finding:
     between = ""
     if low is not None and high is not None:
         between = f" Between {percent(max(0.0, low))} and {percent(min(1.0, high))} at 95 %, over images."
+    slope = share.get("slope")
+    status: Status = "info"
+    scaled = advice = ""
+    if slope is not None and not 0.8 <= slope <= 1.25:
+        status = "fair"
+        scaled = f" Samples were scaled by {slope:.2f}, which they agree best with the images by."
+        advice = "t, or e on its samples, is not right yet: train t longer, or e on more images, and trust this less."
     flattered = "" if are_held_out else " Measured on pairs of training images, for want of others: they flatter e."
     return Finding(
         GROUP,
         label,
         percent(min(1.0, max(0.0, share["value"])), share["standard_error"]),
         "Share of what images with the same value have in common, as far as e knows it, that the layer's features "
-        f"determine.{between} Not what the model uses.{flattered}",
-        "info",
+        f"determine.{between}{scaled} Not what the model uses.{flattered}",
+        status,
+        advice,
     )
 
 
