@@ -45,7 +45,8 @@ from posthoc_inn.concepts import ConceptModel, JoinedSources, Space, factor_size
 from posthoc_inn.config import ConceptConfig, TrainConfig
 from posthoc_inn.datasets.color_digits import ColorizedDigits
 from posthoc_inn.drawing import columns_of, grid, to_png
-from posthoc_inn.fit.concepts import BoundConcepts, estimate_sizes, fit_concepts, rows_of
+from posthoc_inn.fit.binding import BoundConcepts
+from posthoc_inn.fit.concepts import estimate_sizes, fit_concepts, rows_of
 from posthoc_inn.objectives import standard_normal_nll
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.rows.pairs import RowPairs

@@ -18,7 +18,7 @@ from posthoc_inn.analysis import editing
 from posthoc_inn.analysis.by_name import run_analysis
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
 from posthoc_inn.bundle import Bundle, load_bundle, save_bundle
-from posthoc_inn.concepts import ConceptModel, Space
+from posthoc_inn.concepts import RANDOM, ConceptModel, Space
 from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, Precision, preset
 from posthoc_inn.errors import ConfigError, NotFittedError, OutsideWarning
 from posthoc_inn.features import LayerExtractor, PredictionKind
@@ -27,6 +27,7 @@ from posthoc_inn.fit.alone import fit_concepts_alone
 from posthoc_inn.fit.drawing import drawn as number_to_draws
 from posthoc_inn.fit.events import announced
 from posthoc_inn.fit.measuring import EXAMPLES, measure_fit
+from posthoc_inn.fit.pair_shares import shares_of_data
 from posthoc_inn.fit.preparing import check_space
 from posthoc_inn.images import BatchSource
 from posthoc_inn.objectives import drawn
@@ -75,7 +76,8 @@ class Interpreter:
         history_: Curve of t; `autoencoder_history_` that of the autoencoder (None where one was given), and
             `concept_fit_` has e's curve and scores, where it was fitted.
         fit_config_: Sizes and steps that the fit used.
-        relevance_: What the layer knows of each concept, on held-out images.
+        pair_shares_: What of each concept the layer determines, by pairs of held-out images, where e was fitted.
+        relevance_: The papers' measure of it (MSC eq. 20), on held-out images.
         metrics_: What `metrics.json` holds, as plain data.
         examples_: A few held-out images and their v, which `report` shows. No other image is kept.
 
@@ -301,6 +303,8 @@ class Interpreter:
         self.examples_ = measured.examples
         if measured.relevance is not None:
             self.relevance_ = measured.relevance
+        if measured.pair_shares is not None:
+            self.pair_shares_ = measured.pair_shares
         self.metrics_ = measured.metrics
         self.metrics_["seconds"]["measuring"] = round(time.perf_counter() - started, 3)
 
@@ -667,6 +671,35 @@ class Interpreter:
         model = self.concept_model
         given = self.pipeline.z_from(data, z, limit=max(3, samples // 10), seed=seed)
         return analysis.concept_relevance(self.pipeline, model, given, samples=samples, seed=seed)
+
+    @in_plain_torch
+    def pair_shares(
+        self,
+        data: Any,
+        concepts: Any = None,
+        *,
+        concept_options: Mapping[str, Any] | None = None,
+        samples: int = 10_000,
+        seed: int = 0,
+    ) -> analysis.PairShares:
+        """Return what of each concept the layer determines, by pairs of images that share it.
+
+        Args:
+            data: Images as given to `fit`, best such as e was not trained with.
+            concepts: Their concepts, as `fit` takes them, the same ones in the same order; by default the attributes of
+                the data that are called as e's concepts are, or its labels.
+            concept_options: Of a table or of a registered concept source.
+            samples: Latents in all: images × draws of v.
+            seed: Of the choice of images, and of all draws.
+
+        Raises:
+            NotFittedError: Nothing was fitted, or there is no e.
+            PosthocInnError: The concepts cannot be had of these data, or are others than e's.
+        """
+        model = self.concept_model
+        names = [name for name in model.names if name != RANDOM]
+        wanted = concepts or ("labels" if names == ["class"] else names)
+        return shares_of_data(self.pipeline, model, data, wanted, options=concept_options, samples=samples, seed=seed)
 
     # ---- keeping
 

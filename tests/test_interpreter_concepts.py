@@ -53,6 +53,9 @@ def test_e_is_fitted_with_the_rest_and_t_works_on_its_factors_if_asked_to(fitted
     assert sum(metrics["sizes"]) == 8
     assert set(metrics["scores"]) == {"digit", "background", "(random)"}
     assert [c["name"] for c in metrics["relevance"]["concepts"]] == ["residual", "digit", "background", "(random)"]
+    assert [c["name"] for c in metrics["pair_shares"]["concepts"]] == ["digit", "background", "(random)"]
+    assert metrics["pair_shares"]["are_held_out"]
+    assert [c.name for c in fitted.pair_shares_.concepts] == ["digit", "background", "(random)"]
     assert fitted.metrics_["training"]["e"]["rows"]
     assert set(fitted.metrics_["seconds"]) >= {"e", "t", "autoencoder"}
 
@@ -166,6 +169,20 @@ def test_walks_end_where_they_should(fitted, images):
     assert along.shape == (6, 2, 3, 28, 28)
     with pytest.raises(ConfigError, match="Give either to="):
         fitted.walk(images)
+
+
+def test_shares_by_pairs_are_asked_of_data_with_concepts(fitted):
+    data = Subset(Digits(train=False), range(80))
+    found = fitted.analyze("pair-shares", Digits(train=False), samples=400)
+    assert found.images <= 200
+    assert found.are_held_out
+    table = {name: column[:80] for name, column in Digits(train=False).attribute_table().items()}
+    given = fitted.pair_shares(data, table, samples=400)
+    assert [c.name for c in given.concepts] == ["digit", "background", "(random)"]
+    assert given["digit"].quality.probe.measure == "accuracy"
+    assert given["background"].quality.probe.measure == "r2"
+    with pytest.raises(DataError, match="give the same, in the same order"):
+        fitted.pair_shares(data, {"digit": table["digit"]}, samples=400)
 
 
 def test_relevance_is_asked_of_images(fitted):

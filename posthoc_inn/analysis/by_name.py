@@ -54,6 +54,11 @@ class Fitted(Protocol):
     ) -> analysis.ConceptRelevance:
         """MSC eq. 20."""
 
+    def pair_shares(
+        self, data: Any, concepts: Any = None, *, samples: int = 10_000, seed: int = 0
+    ) -> analysis.PairShares:
+        """The same by pairs."""
+
 
 def needs_of(name: str) -> tuple[str, ...]:
     """Return what must have been fitted for an analysis.
@@ -125,6 +130,13 @@ def explained(interpreter: Fitted, data: Any, *, seed: int, samples: int = 10_00
 def relevance(interpreter: Fitted, data: Any, *, seed: int, samples: int = 10_000, z: Tensor | None = None) -> Any:
     """MSC eq. 20, with the first-order share."""
     return interpreter.concept_relevance(data, z=z, samples=samples, seed=seed)
+
+
+def pair_shares(
+    interpreter: Fitted, data: Any, *, seed: int, concepts: str = "", samples: int = 10_000
+) -> analysis.PairShares:
+    """What of each concept the layer determines, by pairs."""
+    return interpreter.pair_shares(data, concepts or None, samples=samples, seed=seed)
 
 
 def edits(interpreter: Fitted, data: Any, *, seed: int, images: int = 200) -> Any:

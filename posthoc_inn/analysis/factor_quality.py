@@ -91,7 +91,8 @@ def factor_quality(
     part = concepts.part(name)
     assumed = concepts.rho[part].cpu().double()
     own = drawn[:, part].double()
-    correlations, nats = (), math.nan
+    correlations: tuple[float, ...] = ()
+    nats = math.nan
     if weights is not None:
         correlations = _correlations(own, weights)
         nats = _gain(own, weights, assumed)
@@ -149,9 +150,9 @@ def probe(e: Tensor, part: slice, values: Tensor, images: Tensor, *, seed: int =
         return None
     others = torch.cat([e[:, : part.start], e[:, part.stop :]], dim=1)
     wanted = target[used].double().numpy() if is_number else target[used, 0].numpy()
-    scores = [_score(x[used].double().numpy(), wanted, groups, is_number) for x in (e[:, part], others)]
+    own, rest = (_score(x[used].double().numpy(), wanted, groups, is_number) for x in (e[:, part], others))
     chance = 0.0 if is_number else float(np.unique(wanted, return_counts=True)[1].max() / len(wanted))
-    return Probe("r2" if is_number else "accuracy", *scores, chance, len(np.unique(groups)))
+    return Probe("r2" if is_number else "accuracy", own, rest, chance, len(np.unique(groups)))
 
 
 def _score(x: Any, y: Any, groups: Any, is_number: bool) -> float:

@@ -15,6 +15,8 @@ from torch import Tensor
 from posthoc_inn.analysis.intervals import LEAST, LEVEL
 
 NAN = (math.nan, math.nan)
+LEAST_VARIATION = 3.0
+"""Standard errors that the variance of f has to be above 0, for f to be scaled."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,45 @@ class Ratio:
         return self.lower_interval[0] > 0
 
 
-def covariance_ratio(f: Tensor, e: Tensor, weights: Weights) -> Ratio:
+@dataclass(frozen=True)
+class Slope:
+    """How much of f's variance over images is in e: of a regression of each image's e on its own f.
+
+    Attributes:
+        value: The slope: 1 where f is the mean of e given z, below 1 where it varies too much with z.
+        error: Its standard error, over images.
+        scores: What each image adds to it, (number of images,).
+    """
+
+    value: float
+    error: float
+    scores: Tensor
+
+
+def slope_of(halves: tuple[Tensor, Tensor], e: Tensor, importance: Tensor, images: Tensor) -> Slope:
+    """Return the slope of e on f, and 1 without an error where f hardly varies: there is nothing to scale.
+
+    Args:
+        halves: f from two independent sets of draws, whose covariance is free of their noise, (N, d) each.
+        e: Values of the factor, (N, d).
+        importance: How much each dimension counts, (d,), not negative.
+        images: The image that each row is of, (N,).
+    """
+    _, images = torch.unique(images, return_inverse=True)
+    count = int(images.max()) + 1
+    first, second, e = (x.double() - x.double().mean(dim=0) for x in (*halves, e))
+    products = torch.stack([(first + second) / 2 * e, first * second], dim=1) @ importance.double()
+    own = torch.zeros(count, 2, dtype=torch.float64).index_add_(0, images, products)
+    both, alone = own.sum(dim=0).tolist()
+    noise = float(own[:, 1].std()) * count**0.5 if count > 1 else math.inf
+    if not alone > LEAST_VARIATION * noise:
+        return Slope(1.0, 0.0, torch.zeros(count, dtype=torch.float64))
+    value = both / alone
+    scores = (own[:, 0] - value * own[:, 1]) / alone
+    return Slope(value, float(scores.square().sum() * count / (count - 1)) ** 0.5, scores)
+
+
+def covariance_ratio(f: Tensor, e: Tensor, weights: Weights, slope: Slope | None = None) -> Ratio:
     """Return Σ_d cov(f_d(a), e_d(b)) / Σ_d cov(e_d(a), e_d(b)) over pairs (a, b), with intervals over images.
 
     Both covariances are unbiased: the product of the means, of which each is estimated from the same images, is taken
@@ -135,6 +175,7 @@ def covariance_ratio(f: Tensor, e: Tensor, weights: Weights) -> Ratio:
         f: What is asked about each row, (N, d).
         e: The factor's values, (N, d).
         weights: Of the pairs.
+        slope: What f is multiplied by, whose own error counts too.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> c = torch.randn(500, 1, generator=g).repeat_interleave(2, dim=0)  # each two rows share a value
@@ -149,6 +190,7 @@ def covariance_ratio(f: Tensor, e: Tensor, weights: Weights) -> Ratio:
     used = w.mean > 0
     f, e = (x.double() - (w.mean[:, None] * x.double()).sum(dim=0) for x in (f, e))
     a, b = w.a, w.b
+    f = f if slope is None else slope.value * f
     # Each pair in both orders.
     products = torch.stack([(f[a] * e[b] + f[b] * e[a]).sum(dim=1) / 2, (e[a] * e[b]).sum(dim=1)], dim=1)
     found = w.each @ products
@@ -161,7 +203,11 @@ def covariance_ratio(f: Tensor, e: Tensor, weights: Weights) -> Ratio:
     found = found + w.each.sum() * torch.stack([(own[:, k] * own[:, 1]).sum() for k in (0, 1)]) / max(1e-12, 1 - same)
     expected = w.expected[0] @ (w.expected[1] @ products)
     leverage = (w.expected[0] * w.expected[1].T).sum(dim=1)
-    variance = _dyadic_variance(w.each[:, None] * (products - expected), w.images[a], w.images[b], leverage, clusters)
+    of_images = torch.zeros(clusters, 2, dtype=torch.float64)
+    if slope is not None and slope.value:
+        of_images[:, 0] = float(found[0]) / slope.value * slope.scores
+    scores = w.each[:, None] * (products - expected)
+    variance = _dyadic_variance(scores, w.images[a], w.images[b], leverage, of_images)
     count = 1 / same if same > 0 else 0.0
     reach = float(stats.t.ppf((1 + LEVEL) / 2, max(1.0, count - 1)))
     has_interval = len(torch.unique(w.images[used])) >= LEAST
@@ -185,18 +231,20 @@ def _fieller(upper: float, lower: float, variance: Tensor, reach: float) -> tupl
     return (middle - root) / square, (middle + root) / square
 
 
-def _dyadic_variance(scores: Tensor, a: Tensor, b: Tensor, leverage: Tensor, count: int) -> Tensor:
+def _dyadic_variance(scores: Tensor, a: Tensor, b: Tensor, leverage: Tensor, alone_of_images: Tensor) -> Tensor:
     """Return Σ u uᵀ over pairs of pairs with an image in common, (2, 2), for scores u (P, 2) of pairs of images.
 
     An image's sum of scores is what the estimate would lose without it, as by the jackknife: divided by 1 minus its
-    leverage, the share that its own pairs have in what is expected of them.
+    leverage, the share that its own pairs have in what is expected of them. What an image adds apart from pairs,
+    (images, 2), comes on top.
     """
+    count = len(alone_of_images)
     low, high = torch.minimum(a, b), torch.maximum(a, b)
     _, place = torch.unique(low * count + high, return_inverse=True)
     of_pairs = torch.zeros(int(place.max()) + 1, 2, dtype=torch.float64).index_add_(0, place, scores)
     of_images = torch.zeros(count, 2, dtype=torch.float64).index_add_(0, a, scores).index_add_(0, b, scores)
     own = torch.zeros(count, dtype=torch.float64).index_add_(0, a, leverage).index_add_(0, b, leverage)
-    of_images /= (1 - own.clamp_max(0.5))[:, None]
+    of_images = of_images / (1 - own.clamp_max(0.5))[:, None] + alone_of_images
     alone = of_pairs.T @ of_pairs
     # Two images of a pair have it in common twice.
     variance = of_images.T @ of_images - alone

@@ -143,10 +143,20 @@ ANALYSES = (
         {"samples": "latents in all (10000)"},
     ),
     Analysis(
+        "pair-shares",
+        "pair_shares",
+        ("t", "e"),
+        "what the layer determines of each concept, by pairs that share it; and what e's factors hold",
+        {
+            "concepts": "labels, attributes, names of them or a table (those of the data called as e's concepts)",
+            "samples": "latents in all (10000)",
+        },
+    ),
+    Analysis(
         "concept-relevance",
         "relevance",
         ("t", "e"),
-        "MSC eq. 20: what the layer determines of each concept, beside the first-order share",
+        "MSC eq. 20: total effect of z on each concept's whole factor, beside the first-order share",
         {"samples": "latents in all (10000)"},
     ),
     Analysis(

@@ -255,7 +255,8 @@ class ConceptConfig(Config):
         blocks: Blocks of e.
         width: Hidden width of its subnets.
         depth: Their hidden layers.
-        dropout: Dropout rate in them, training only.
+        dropout: Dropout rate in them, training only. e meets few images in ever new pairs, and learns them by heart: on
+            the digits 0.2 gave -15.3 nats held out in 400 steps, 0.4 gave -13.8; 0.05 gave -11.5 at its best.
         activation: Their activation.
         separate_nets: Separate scale and shift networks.
         rho: Correlation of a shared factor between the two images of a pair; 0.9 in MSC, 0.975 in its code.
@@ -273,7 +274,7 @@ class ConceptConfig(Config):
     blocks: int = 8
     width: int = 256
     depth: int = 2
-    dropout: float = 0.05
+    dropout: float = 0.2
     activation: Activation = "silu"
     separate_nets: bool = False
     rho: float = 0.9

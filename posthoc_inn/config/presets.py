@@ -63,7 +63,7 @@ _PAPER: dict[str, Any] = {
     "separate_nets": True,
     "training": _PAPER_TRAINING,
     "activation": "leaky_relu",
-    "concepts": ConceptConfig(learn_rho=False),
+    "concepts": ConceptConfig(learn_rho=False, dropout=0.05),
 }
 PRESETS: dict[str, FitConfig] = {
     p.preset: p

@@ -8,7 +8,8 @@ from typing import Literal
 
 from posthoc_inn.concepts import Space
 from posthoc_inn.config import ConceptConfig
-from posthoc_inn.fit.concepts import ConceptFit, bind, check_placed, check_request, check_width, fit_concepts, rows_of
+from posthoc_inn.fit.binding import bind, check_placed
+from posthoc_inn.fit.concepts import ConceptFit, check_request, check_width, fit_concepts, rows_of
 from posthoc_inn.fit.lock import locked
 from posthoc_inn.fit.parts import checkpoint_of
 from posthoc_inn.fit.preparing import bounded, concepts_of_length, find_concepts, opened, used_images

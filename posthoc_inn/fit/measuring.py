@@ -11,11 +11,14 @@ from torch import Tensor
 
 from posthoc_inn import analysis
 from posthoc_inn.concepts import ConceptModel
+from posthoc_inn.errors import DataError
 from posthoc_inn.files import plain
+from posthoc_inn.fit.pair_shares import shares_of_fit
 from posthoc_inn.fit.parts import FitResult
 from posthoc_inn.fit.stages import Fit
 from posthoc_inn.images import BatchSource
 from posthoc_inn.objectives import drawn
+from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.rows.part import CachePart
 from posthoc_inn.rows.reader import LATENTS
@@ -48,11 +51,13 @@ class Measured:
     Attributes:
         metrics: Plain data, ready for JSON.
         relevance: Of the concepts, where there are any.
+        pair_shares: By pairs, where e was trained in this fit.
         examples: What is kept of the held-out images.
     """
 
     metrics: dict[str, Any]
     relevance: analysis.ConceptRelevance | None
+    pair_shares: analysis.PairShares | None
     examples: Examples
 
 
@@ -81,7 +86,7 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         chosen_by=result.selection,
         seed=seed,
     )
-    notes = list(fit.notes)
+    relevance, shares, notes = None, None, list(fit.notes)
     if LATENTS not in result.train:  # no two draws of a generator are the same
         kept = dict.fromkeys((result.selection, result.held_out))
         copies = analysis.duplicates(result.train, *kept, draws=fit.request.draws, seed=seed)
@@ -92,7 +97,6 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
     if result.refits:
         others = (dataclasses.replace(pipeline, flow=flow) for flow in result.refits)
         metrics["refits"] = analysis.refits(metrics, others, result.held_out, seed=seed).to_dict()
-    relevance = None
     if concept_model is not None and concept_model.space == "z_bar":
         some = result.held_out.some(RELEVANCE_IMAGES, seed=seed)
         relevance = analysis.concept_relevance(pipeline, concept_model, result.held_out["z"].rows(some), seed=seed)
@@ -106,6 +110,8 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         }
         if result.concepts is not None:
             metrics["concepts"]["scores"] = result.concepts.scores
+        shares = _pair_shares(pipeline, concept_model, result, notes, seed=seed)
+        metrics["concepts"]["pair_shares"] = None if shares is None else shares.to_dict()
     if result.concepts is not None:
         metrics["training"]["e"] = result.concepts.history.to_dict()
     model, kind = parts.extractor.model, parts.extractor.kind
@@ -124,7 +130,23 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         "threads": dict(result.threads),
         "fit": parts.config.to_dict(),
     }
-    return Measured(plain(metrics), relevance, _examples(fit, result, seed))
+    return Measured(plain(metrics), relevance, shares, _examples(fit, result, seed))
+
+
+def _pair_shares(
+    pipeline: Pipeline, concepts: ConceptModel, result: FitResult, notes: list[str], *, seed: int
+) -> analysis.PairShares | None:
+    """Return shares by pairs; None where this fit knows of no pairs, with a note where it should have."""
+    bound = result.bound
+    if bound is None or bound.source is None or not concepts.names:
+        return None
+    train = (result.train,) if result.extra is None else (result.train, result.extra)
+    try:
+        held_out = None if result.paired is None or result.paired_rows is None else (result.paired, result.paired_rows)
+        return shares_of_fit(pipeline, concepts, held_out, (bound.source, train), seed=seed)
+    except DataError as error:
+        notes.append(f"What the layer determines of concepts could not be measured by pairs: {error}")
+        return None
 
 
 def _of_copies(found: analysis.Duplicates) -> str:

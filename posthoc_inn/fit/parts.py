@@ -13,10 +13,12 @@ from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.config import ConditionerConfig, FitConfig
 from posthoc_inn.features import LayerExtractor, Probe
 from posthoc_inn.features.outputs import Recognised
-from posthoc_inn.fit.concepts import ConceptFit, ConceptRequest
+from posthoc_inn.fit.binding import BoundConcepts, ConceptRequest
+from posthoc_inn.fit.concepts import ConceptFit
 from posthoc_inn.flows import ConditionalFlow, coupling_of, set_compute_dtype
 from posthoc_inn.images import BatchSource, InputAdapter
 from posthoc_inn.pipeline import Pipeline
+from posthoc_inn.protocols import ConceptSource
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import History
 
@@ -92,6 +94,10 @@ class FitResult:
         refits: The t of each further training with another seed, or the linear one where that was worse.
         seconds: Seconds of each stage.
         threads: CPU threads of each stage.
+        bound: The concepts over cached rows, where there are concepts.
+        extra: Cached rows of a concept source's own images, or None.
+        paired: The concepts over the held-out rows whose pairs are measured, or None.
+        paired_rows: Those rows.
     """
 
     autoencoder: Autoencoder
@@ -107,6 +113,10 @@ class FitResult:
     refits: tuple[ConditionalFlow, ...]
     seconds: dict[str, float]
     threads: dict[str, int]
+    bound: BoundConcepts | None = None
+    extra: Cache | None = None
+    paired: ConceptSource | None = None
+    paired_rows: Cache | None = None
 
 
 def make_flow(config: FitConfig, z_shape: tuple[int, ...], concept_model: ConceptModel | None) -> ConditionalFlow:

@@ -17,7 +17,7 @@ from posthoc_inn.concepts import AttributeSource, ConceptModel, LabelsOf, Space,
 from posthoc_inn.concepts.tables import TABLE_ENDINGS
 from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, TrainConfig
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnError
-from posthoc_inn.fit.concepts import ConceptRequest, check_placed
+from posthoc_inn.fit.binding import ConceptRequest, check_placed
 from posthoc_inn.fit.drawing import with_draws
 from posthoc_inn.fit.parts import Parts, make_flow
 from posthoc_inn.fit.refits import check_refits

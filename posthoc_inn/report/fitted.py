@@ -33,7 +33,7 @@ class Fitted(Protocol):
     """What a report needs of a fitted Interpreter.
 
     These are used where they are there, as they are after a fit and not all of them after a load: `metrics_`,
-    `fit_config_`, `probe_`, `relevance_`, and `origin`, which may know the classes' names.
+    `fit_config_`, `probe_`, `pair_shares_`, `relevance_`, and `origin`, which may know the classes' names.
     """
 
     model: nn.Module
@@ -187,11 +187,14 @@ def _concepts(interpreter: Fitted) -> ConceptModel | None:
 
 
 def _concept_sections(interpreter: Fitted, images: Tensor) -> list[tuple[str, Figure, str]]:
-    """Return what the report shows of concepts: their relevance, and edits."""
+    """Return what the report shows of concepts: shares by pairs, the papers' measure, and edits."""
     concepts, pipeline = _concepts(interpreter), interpreter.pipeline
     if concepts is None or concepts.space != "z_bar":
         return []
     sections = []
+    shares: analysis.PairShares | None = getattr(interpreter, "pair_shares_", None)
+    if shares is not None:
+        sections.append(("What the layer determines of each concept", shares.figure(), shares.caption))
     relevance: analysis.ConceptRelevance | None = getattr(interpreter, "relevance_", None)
     if relevance is None and len(images) >= 3:
         relevance = analysis.concept_relevance(pipeline, concepts, pipeline.features(images), seed=interpreter.seed)
@@ -199,7 +202,7 @@ def _concept_sections(interpreter: Fitted, images: Tensor) -> list[tuple[str, Fi
         caption = relevance.caption
         if not hasattr(interpreter, "relevance_"):
             caption += f" Measured for this report, on {len(images)} images."
-        sections.append(("What the layer knows of each concept", relevance.figure(), caption))
+        sections.append(("The papers' measure: variance of each concept's factor", relevance.figure(), caption))
     if len(images) >= 2:
         gallery = analysis.edit_gallery(pipeline, concepts, images)
         sections.append(("Each concept taken from another image", gallery.figure(), gallery.caption))

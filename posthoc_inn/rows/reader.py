@@ -118,6 +118,12 @@ class RowReader:
         batches = BatchSource(extra, batch_size=data.batch_size).batches(draw=0)
         return train, kept, self._fill("extra", batches, budget, digest, are_pictures=True)
 
+    def read_alone(self, data: BatchSource) -> Cache:
+        """Return cached rows of images that nothing is trained on, in memory up to the budget."""
+        self.reporter.stage("reading images and features", data.length)
+        self._done = 0
+        return self._fill("alone", data.batches(draw=0), Budget(self.budget), "")
+
     def _made(self, part: str, data: BatchSource, budget: Budget, digest: str) -> Cache | None:
         """Return rows of a generator's draws, going on after those that a killed run has left; None for other data."""
         if draws_of(data.data) is None:

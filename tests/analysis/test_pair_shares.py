@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from posthoc_inn.analysis.factor_quality import probe
-from posthoc_inn.analysis.pair_covariance import covariance_ratio, pair_weights
+from posthoc_inn.analysis.pair_covariance import covariance_ratio, pair_weights, slope_of
 from posthoc_inn.analysis.pair_shares import PairedRows, pair_shares, paired_rows
 from posthoc_inn.analysis.relevance import variance_shares
 from posthoc_inn.concepts import RANDOM, AttributeSource, ConceptModel, GivenPairs
@@ -190,6 +190,39 @@ def test_the_share_is_what_z_determines_of_the_concept_and_junk_drops_out(reliab
     v = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
     whole = variance_shares(pipeline.sample_latents(z, v[None])[..., 2:4])
     assert whole.first_order.value == pytest.approx((0.5 * reliability + 1) / 2, abs=0.08)
+
+
+@pytest.mark.parametrize("factor", [1.6, 0.6])
+def test_a_t_whose_samples_vary_too_much_with_z_or_too_little_is_scaled(factor):
+    pipeline, z, mean, source = world()
+    pipeline.a = pipeline.a * factor
+    concepts = identity_e()
+    rows = paired_rows(source, concepts.names, 1500)
+    i = rows.index
+    digit = pair_shares(pipeline, concepts, rows, z[i], mean[i], torch.full_like(mean[i], 0.01))["digit"]
+    assert digit.slope == pytest.approx(1 / factor, rel=0.12)
+    assert digit.value == pytest.approx(0.4, abs=max(0.05, 3 * digit.standard_error))
+    assert digit.interval[0] < 0.4 < digit.interval[1]
+    assert digit.unscaled == pytest.approx(0.4 * factor, abs=0.1)
+
+
+def test_the_error_of_the_slope_counts():
+    """A share of 0.4 from an f that is half as large as it should be, in many worlds of 60 images."""
+    found = []
+    for seed in range(120):
+        g = torch.Generator().manual_seed(seed)
+        value = torch.arange(60) % 3
+        centre = torch.tensor([-1.0, 0.0, 1.0])[value] * 1.5**0.5
+        told = centre + 1.5**0.5 * torch.randn(60, generator=g)  # E[centre given told] is 0.4 told, if both were normal
+        own = torch.randn(60, generator=g)
+        e = (centre + own)[:, None]
+        halves = tuple((0.2 * told + 0.1 * torch.randn(60, generator=g))[:, None] for _ in range(2))
+        a, b, shared = AttributeSource({"c": value}).pairs(800, seed=seed)
+        weights = pair_weights(a, b, shared, 1, torch.arange(60))
+        slope = slope_of(halves, e, torch.ones(1), torch.arange(60))
+        found.append(covariance_ratio(sum(halves) / 2, e, weights, slope))
+    assert 0.87 <= np.mean([r.interval[0] <= 0.4 <= r.interval[1] for r in found]) <= 0.995
+    assert np.median([r.value for r in found]) == pytest.approx(0.4, abs=0.04)
 
 
 def test_a_coin_that_is_not_in_the_image_is_not_learned_and_neither_is_the_random_concept():

@@ -13,7 +13,7 @@ from posthoc_inn import Interpreter
 from posthoc_inn.concepts import AttributeSource, GivenPairs
 from posthoc_inn.errors import ConfigError, DataError
 from posthoc_inn.fit import FitRequest
-from posthoc_inn.fit.concepts import ConceptRequest, bind
+from posthoc_inn.fit.binding import ConceptRequest, bind
 from posthoc_inn.fit.preparing import find_concepts
 from posthoc_inn.progress import Reporter
 from posthoc_inn.rows.cache import Cache

@@ -11,7 +11,8 @@ import torch
 from posthoc_inn.concepts import RANDOM, AttributeSource, ConceptModel, GivenPairs
 from posthoc_inn.config import ConceptConfig, FlowConfig, TrainConfig
 from posthoc_inn.errors import ConfigError, DataError, ShapeError, UnknownNameError
-from posthoc_inn.fit.concepts import BoundConcepts, ConceptRequest, bind, estimate_sizes, fit_concepts, rows_of
+from posthoc_inn.fit.binding import BoundConcepts, ConceptRequest, bind
+from posthoc_inn.fit.concepts import estimate_sizes, fit_concepts, rows_of
 from posthoc_inn.flows import FactorFlow
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.rows.latents import Rows
@@ -19,7 +20,7 @@ from posthoc_inn.rows.pairs import RowPairs
 from posthoc_inn.training.factors import FactorLoss
 
 SMALL = ConceptConfig(
-    blocks=4, width=32, random=False,
+    blocks=4, width=32, dropout=0.05, random=False,
     training=TrainConfig(steps=600, batch_size=128, lr=4e-3, eval_every=100, checkpoint_every=50, patience=0),
 )  # fmt: skip
 

@@ -10,7 +10,8 @@ from posthoc_inn.analysis.generative import generate
 from posthoc_inn.analysis.response import response
 from posthoc_inn.concepts import AttributeSource
 from posthoc_inn.config import ConceptConfig, TrainConfig
-from posthoc_inn.fit.concepts import BoundConcepts, fit_concepts
+from posthoc_inn.fit.binding import BoundConcepts
+from posthoc_inn.fit.concepts import fit_concepts
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.rows.latents import Rows
 from posthoc_inn.training.factors import MAX_RHO

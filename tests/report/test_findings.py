@@ -133,3 +133,71 @@ def test_a_model_that_is_no_classifier_has_no_agreement():
 
 def test_nothing_measured_gives_no_findings():
     assert findings({}) == []
+
+
+SHARE = {
+    "value": 0.708,
+    "standard_error": 0.03,
+    "interval": [0.65, 0.77],
+    "is_learned": True,
+    "note": "",
+    "common": 2.8,
+}
+QUALITY = {
+    "correlations": [0.93, 0.05],
+    "deviations": [1.0, 1.1],
+    "holding": 1,
+    "nats": 1.4,
+    "probe": {"measure": "accuracy", "own": 0.9, "others": 0.3, "chance": 0.1},
+}
+ESTIMATE = {"value": 0.45, "standard_error": 0.01, "interval": [0.43, 0.47]}
+
+
+def with_concepts(share=None, quality=None, fit=None, name="digit"):
+    one = {"name": name, **SHARE, **(share or {}), "quality": {**QUALITY, **(quality or {})}}
+    by_variance = {"name": "digit", "total_effect": ESTIMATE | {"value": 0.5}, "first_order": ESTIMATE}
+    shares = {"concepts": [one], "are_held_out": True}
+    return copy.deepcopy(METRICS) | {
+        "concepts": {"names": ["digit"], "relevance": {"concepts": [by_variance]}, "pair_shares": shares},
+        "fit": fit or {},
+    }
+
+
+def test_shares_by_pairs_come_before_the_papers_measure():
+    found = [f for f in findings(with_concepts()) if f.group == "Concepts"]
+    assert [f.label for f in found] == [
+        "digit, determined by the layer",
+        "digit, held by e",
+        "digit, variance of its factor",
+    ]
+    assert found[0].value == "70.8 ± 3.0 %"
+    assert "Between 65.0 % and 77.0 %" in found[0].meaning
+    assert found[1].status == "good"
+    assert "finds the value in 90.0 % from the factor, and 30.0 % from all others" in found[1].meaning
+    assert "eq. 20" in found[2].meaning
+    old = with_concepts()
+    del old["concepts"]["pair_shares"]
+    assert "digit, explained by the layer" in by_label(old)
+
+
+def test_a_concept_that_e_has_not_learned_gets_no_share():
+    nothing = {"value": None, "standard_error": None, "interval": [None, None], "is_learned": False, "note": "why"}
+    found = by_label(with_concepts(nothing, {"holding": 0, "probe": None, "nats": None}))
+    assert found["digit, determined by the layer"].value == "not learned by e"
+    assert found["digit, determined by the layer"].status == "poor"
+    assert found["digit, held by e"].status == "poor"
+    assert found["digit, held by e"].advice
+
+
+def test_a_concept_that_other_factors_hold_is_fair_and_a_random_one_in_common_is_told():
+    probe = QUALITY["probe"] | {"own": 0.3, "others": 0.9}
+    assert by_label(with_concepts(None, {"probe": probe}))["digit, held by e"].status == "fair"
+    assert by_label(with_concepts(name="(random)"))["Random concept"].status == "fair"
+    assert "Random concept" not in by_label(with_concepts({"is_learned": False}, name="(random)"))
+
+
+def test_regularised_total_effects_are_told():
+    label = "digit, variance of its factor"
+    assert "regularised" not in by_label(with_concepts())[label].meaning
+    on = {"interaction_weight": 3.0, "flow_on_concepts": True}
+    assert "lower than the layer's own" in by_label(with_concepts(fit=on))[label].meaning

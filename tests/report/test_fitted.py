@@ -46,7 +46,8 @@ def test_a_fitted_interpreter_gives_a_whole_report(fitted, tmp_path):
     text = (tmp_path / "a.html").read_text()
     for part in (
         "What 3 of Sequential ignores",
-        "What the layer knows of each concept",
+        "What the layer determines of each concept",
+        "The papers&#39; measure: variance of each concept&#39;s factor",
         "Each concept taken from another image",
         "How training went",
         "Is t calibrated",
