@@ -11,6 +11,7 @@ from linear_world import ALL, LEFT_OVER, MIDDLE, MIXING, NOISE, D, Z, fitted, fl
 
 from posthoc_inn.analysis.ladder import derangement, gaussian_of, ladder
 from posthoc_inn.analysis.likelihood import likelihood
+from posthoc_inn.objectives import drawn, flow_nll
 from posthoc_inn.report import findings
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import History
@@ -51,11 +52,15 @@ def test_an_exact_linear_gaussian_world_has_the_rungs_of_its_closed_form(measure
 
 
 def test_paired_errors_are_those_of_repeated_measuring():
-    flow, train = flow_of(MIXING, LEFT_OVER), world(2000, 1)
-    found = [
-        {r.name: r for r in likelihood(pipeline_of(flow), train, world(150, 10 + k), History()).ladder}
-        for k in range(16)
-    ]
+    flow, train, found = flow_of(MIXING, LEFT_OVER), world(2000, 1), []
+    for k in range(24):
+        rows = world(150, 10 + k)
+        z_bar = drawn(rows["mean"].tensor(), rows["std"].tensor(), k)
+        context = flow.context(rows["z"].tensor())
+        own = flow_nll(*flow(z_bar, context))
+        other = lambda places, z_bar=z_bar, context=context: flow_nll(*flow(z_bar, context[places]))  # noqa: E731
+        rungs = ladder(train, z_bar, rows["std"].tensor(), own, linear=None, other=other, seed=k)
+        found.append({r.name: r for r in rungs})
     for name in ("gaussian", "other_z", "noise_floor"):
         spread = np.std([f[name].gain for f in found], ddof=1)
         assert np.mean([f[name].gain_error for f in found]) == pytest.approx(spread, rel=0.5), name

@@ -64,10 +64,10 @@ def _coverage(figures: Mapping[str, Any]) -> Finding:
     value, error = figures["coverage"], figures.get("coverage_error")
     each = figures["coverage_by_dimension"]
     off = max(0.0, abs(value - 0.9) - 2 * (error or 0.0))
-    told = "as it should be"
+    told = ""
     if off > OFF[0]:
         told = (
-            "t is too sure: its samples vary too little" if value < 0.9 else "t is too careful: samples vary too much"
+            " t is too sure: its samples vary too little." if value < 0.9 else " t is too careful: they vary too much."
         )
     return Finding(
         WHERE,
