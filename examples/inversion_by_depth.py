@@ -5,7 +5,7 @@
 DIR holds CIFAR-10: `train` and `test` with a folder of images a class, or torchvision's `cifar-10-batches-py`. The
 weights are those of ResNet-20 and, to measure Fréchet distances over, ResNet-56, as akamaster/pytorch_resnet_cifar10
 publishes them. One autoencoder for all depths, a t and a decoder on z for each. Every stage goes on where it was
-stopped when it is started again. About 45 minutes on one core that nothing else uses.
+stopped when it is started again. About an hour on one core that nothing else uses.
 """
 
 from __future__ import annotations
