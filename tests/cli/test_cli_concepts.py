@@ -79,16 +79,18 @@ def test_a_bundle_without_concepts_says_how_to_get_them(ask, finished, pictures,
 
 def test_analyze_writes_one_report_with_a_section_each(ask, with_concepts, pictures, tmp_path):
     answer = ask(
-        "analyze", "concept-relevance", "edits", "recombination", "explained-by-invariances", "--bundle", with_concepts,
-        "--data", pictures, "--out", tmp_path / "a", "--option", "concept-relevance.samples=90", "--json",
+        "analyze", "concept-relevance", "edits", "recombination", "explained-by-invariances", "pair-shares",
+        "--bundle", with_concepts, "--data", pictures, "--out", tmp_path / "a",
+        "--option", "concept-relevance.samples=90", "--json",
     )  # fmt: skip
     assert answer.code == 0, answer.err
     told = answer.json
-    assert set(told) == {"Concept relevance", "Edits", "Recombination", "Explained by invariances"}
+    assert set(told) == {"Concept relevance", "Edits", "Recombination", "Explained by invariances", "Pair shares"}
+    assert told["Pair shares"]["concepts"][0]["name"] == "class"
     assert told["Concept relevance"]["images"] * told["Concept relevance"]["draws"] <= 90
     page = (tmp_path / "a" / "analysis.html").read_text()
-    assert page.count("<section>") == 4
-    assert page.count("data:image/png") == 3
+    assert page.count("<section>") == 5
+    assert page.count("data:image/png") == 4
     assert "<script" not in page
     assert json.loads((tmp_path / "a" / "analysis.json").read_text()) == told
 
