@@ -1,4 +1,4 @@
-"""Which rows and pairs shares are measured on after a fit: held-out ones, or training ones, and images rather than rows."""
+"""Which pairs shares are measured on after a fit: held-out ones, or training ones; and images are counted, not rows."""
 
 from __future__ import annotations
 
