@@ -30,9 +30,9 @@ def test_fit_learns_concepts_and_reports_them(with_concepts):
     assert metrics["concepts"]["names"] == ["class", "(random)"]
     assert sum(metrics["concepts"]["sizes"]) == 4
     page = (with_concepts / "report.html").read_text()
-    for heading in ("What the layer knows of each concept", "Each concept taken from another image"):
+    for heading in ("What the layer determines of each concept", "Each concept taken from another image"):
         assert heading in page
-    assert "class, explained by the layer" in page
+    assert page.index("class, determined by the layer") < page.index("class, variance of its factor")
 
 
 @pytest.mark.parametrize(
