@@ -360,6 +360,15 @@ def main() -> None:
     save("relevance", result.figure())
     for layer in layers[:-1]:
         at[layer] = Interpreter.load(out / "layers" / layer / "bundle", model=model)
+    lines = ["| layer | " + " | ".join(NAMES) + " |", "|---" * (1 + len(NAMES)) + "|"]
+    table = {name: kept_values[:, k] for k, name in enumerate(NAMES)}
+    for layer in layers:
+        shares = at[layer].pair_shares(kept, table)
+        found["pair_shares"] = found.get("pair_shares", {}) | {layer: shares.to_dict()}
+        told = [f"{100 * s.value:.1f} ± {100 * s.standard_error:.1f} %" if s.is_learned else "not learned" for s in
+                (shares[name] for name in NAMES)]  # fmt: skip
+        lines.append(f"| {layer} | " + " | ".join(told) + " |")
+    (out / "pair_shares.md").write_text("\n".join(lines) + "\n")
     maps = analysis.invariance_maps(
         {x: at[x].pipeline for x in layers}, kept[: 4 if smoke else 100], samples=4 if smoke else 32, kept=4
     )

@@ -30,9 +30,9 @@ def test_fit_learns_concepts_and_reports_them(with_concepts):
     assert metrics["concepts"]["names"] == ["class", "(random)"]
     assert sum(metrics["concepts"]["sizes"]) == 4
     page = (with_concepts / "report.html").read_text()
-    for heading in ("What the layer knows of each concept", "Each concept taken from another image"):
+    for heading in ("What the layer determines of each concept", "Each concept taken from another image"):
         assert heading in page
-    assert "class, explained by the layer" in page
+    assert page.index("class, determined by the layer") < page.index("class, variance of its factor")
 
 
 @pytest.mark.parametrize(
@@ -100,17 +100,20 @@ def test_a_bundle_without_concepts_says_how_to_get_them(ask, finished, pictures,
 
 def test_analyze_writes_one_report_with_a_section_each(ask, with_concepts, pictures, tmp_path):
     answer = ask(
-        "analyze", "concept-relevance", "edits", "recombination", "explained-by-invariances", "--bundle", with_concepts,
-        "--data", pictures, "--out", tmp_path / "a", "--option", "concept-relevance.samples=90", "--json",
+        "analyze", "concept-relevance", "edits", "recombination", "explained-by-invariances", "pair-shares",
+        "--bundle", with_concepts, "--data", pictures, "--out", tmp_path / "a",
+        "--option", "concept-relevance.samples=90", "--json",
     )  # fmt: skip
     assert answer.code == 0, answer.err
     told = answer.json
-    assert set(told) == {"Concept relevance", "Edits", "Recombination", "Explained by invariances", "outside"}
+    sections = {"Concept relevance", "Edits", "Recombination", "Explained by invariances", "Pair shares"}
+    assert set(told) == sections | {"outside"}
     assert told["outside"]["looked_at"] > 0
+    assert told["Pair shares"]["concepts"][0]["name"] == "class"
     assert told["Concept relevance"]["images"] * told["Concept relevance"]["draws"] <= 90
     page = (tmp_path / "a" / "analysis.html").read_text()
-    assert page.count("<section>") == 4
-    assert page.count("data:image/png") == 3
+    assert page.count("<section>") == 5
+    assert page.count("data:image/png") == 4
     assert "<script" not in page
     assert json.loads((tmp_path / "a" / "analysis.json").read_text()) == told
 
