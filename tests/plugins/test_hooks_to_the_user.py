@@ -133,11 +133,11 @@ def test_register_backbones_gives_a_network_to_the_command_line(ask, run):
 
 
 def test_register_datasets_gives_the_images_of_the_fit(fitted):
-    assert fitted.metrics_["images"] == {"train": 96, "held_out": 24}
+    assert fitted.metrics_["images"].items() >= {"train": 96, "held_out": 24}.items()
 
 
 def test_register_datasets_gives_images_and_their_options_to_the_command_line(run):
-    assert metrics_of(run)["images"] == {"train": 96, "held_out": 24}
+    assert metrics_of(run)["images"].items() >= {"train": 96, "held_out": 24}.items()
 
 
 def test_register_autoencoders_gives_an_autoencoder_that_is_trained_saved_and_loaded(manager, fitted, tmp_path):

@@ -95,8 +95,8 @@ def agreement(
         return text, gain(overlap, beside.get("label_overlap_between"))
     beyond = gain(figures["agreement"], between) if kappa is None else judge(kappa, SIMILARITY_GAIN)
     found = [judge(figures["agreement"], limits), beyond]
-    if low is not None and low < limits[1]:
+    if set(found) == {"good"} and low is not None and low < limits[1]:
         # So few images that it may as well be worse than fair: not called good.
         found.append("fair")
-        text += " Too few images were measured to be sure."
+        text += " Too few images were measured to call it good."
     return text, max(found, key=("good", "fair", "poor").index)
