@@ -10,7 +10,7 @@ from posthoc_inn.errors import ConfigError, suggest
 _AUTOENCODER_TRAINING = TrainConfig(
     steps=12000, batch_size=64, lr=3e-3, weight_decay=0.0, warmup=0.02, clip=1.0, eval_every=1000, patience=0
 )
-_FLOW_TRAINING = TrainConfig(steps=14_000, lr=3e-3, weight_decay=0.3, eval_every=1000, patience=4)
+_FLOW_TRAINING = TrainConfig(steps=7000, batch_size=512, lr=6e-3, weight_decay=0.3, eval_every=500, patience=4)
 
 
 def _preset(
@@ -59,14 +59,14 @@ _PAPER: dict[str, Any] = {"separate_nets": True, "training": _PAPER_TRAINING, "a
 PRESETS: dict[str, FitConfig] = {
     p.preset: p
     for p in (
-        _preset("default", blocks=8, width=256, dropout=0.1),
+        _preset("default", blocks=8, width=256, dropout=0.05),
         _preset(
             "quick",
             blocks=8,
             width=192,
-            dropout=0.2,
+            dropout=0.1,
             autoencoder=_AUTOENCODER_TRAINING.replace(steps=3000, eval_every=500),
-            training=_FLOW_TRAINING.replace(steps=1800, eval_every=200),
+            training=_FLOW_TRAINING.replace(steps=900, eval_every=100),
         ),
         # Few pairs: t starts where the linear one ends, and stops before it knows its rows by heart.
         _preset(
@@ -75,7 +75,7 @@ PRESETS: dict[str, FitConfig] = {
             blocks=4,
             width=128,
             dropout=0.3,
-            training=_FLOW_TRAINING.replace(steps=2000, lr=1e-3, eval_every=50, patience=8),
+            training=_FLOW_TRAINING.replace(steps=2000, batch_size=256, lr=1e-3, eval_every=50, patience=8),
         ),
         _preset("linear", kind="linear", blocks=1, width=1),
         # The papers' h_d counts what lies between first and last hidden layer: 2 there is a depth of 3 here.
