@@ -49,8 +49,8 @@ def _nearest(metrics: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Fin
             f"Cosine similarity of z between an image and the {found['neighbours']} nearest training images, "
             f"among {found['rows']:,}: what is there without t.{same}{varied} {verdict}",
             "good" if is_nearer else "fair",
-            "Train t longer (--steps), or with more images; look at the autoencoder's own agreement first. Gradient steps "
-            "bring samples nearer (posthoc-inn sample --refine 40).",
+            "Train t longer (--steps), or with more images; look at the autoencoder's own agreement first. Gradient "
+            "steps bring samples nearer (posthoc-inn sample --refine 40).",
         )
     ]
 
