@@ -7,7 +7,8 @@ RUN is what `posthoc-inn fit` wrote, the data what it was fitted to. For held-ou
 latents, and the model is asked about their pictures. Agreement: the model predicts what it predicts for the image.
 Cosine: of z, to the image's. Spread: variance of an image's latents, as a share of that of all images' latents. Nats
 given z: -log p of the rival's latents under the fitted t, which says how typical they are; held-out nats: of the
-images' own latents under the rival. Seconds are of one sample, all of them made together.
+images' own latents under the rival. Judge: another classifier (of --judge), which no latent was fitted to, sees in the
+pictures what it sees in the image: where it does not, the model is fooled. Seconds are of one sample, all together.
 """
 
 from __future__ import annotations
@@ -39,15 +40,24 @@ from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training.tasks import flow_nats
 
 
-def rows_of(pipeline: Pipeline, data: Any) -> Cache:
-    """Return z, mean and deviation of z_bar, and what is compared of the prediction, for a whole data set."""
+def classes_of(judge: Pipeline, pictures: Tensor) -> Tensor:
+    """Return the classes (B,) that the judge sees in canonical pictures (B, C, H, W)."""
+    return judge.ask_model(pictures)[1].argmax(1).cpu()
+
+
+def rows_of(pipeline: Pipeline, data: Any, judge: Pipeline | None = None) -> Cache:
+    """Return z, mean and deviation of z_bar, and what is compared of the predictions, for a whole data set."""
     cache = Cache()
     for batch in BatchSource(data, batch_size=500).batches():
         images = batch["images"]
         mean, std = pipeline.encode(images)
         said = pipeline.extractor.said(pipeline.ask(images))
         row = {"z": pipeline.features(images), "mean": mean, "std": std}
-        cache.append(**row if said is None else {**row, "prediction": said})
+        if said is not None:
+            row["prediction"] = said
+        if judge is not None:
+            row["judged"] = classes_of(judge, pipeline.adapter.to_images(images.to(pipeline.device)))
+        cache.append(**row)
     return cache
 
 
@@ -108,10 +118,25 @@ def rivals(
     ]
 
 
-def compare(interpreter: Interpreter, train_data: Any, held_out_data: Any, arguments: argparse.Namespace) -> None:
+def judged(pipeline: Pipeline, judge: Pipeline | None, latents: Tensor, held_out: Cache, index: Tensor) -> str:
+    """Return the share of latents (B, N, D) whose pictures are for the judge what the held-out images are."""
+    if judge is None:
+        return ""
+    parts = [classes_of(judge, pipeline.decode(part)) for part in latents.flatten(0, 1).split(256)]
+    own = held_out["judged"].rows(index).repeat_interleave(latents.shape[1])
+    return f"{float((torch.cat(parts) == own).double().mean()):.3f}"
+
+
+def compare(
+    interpreter: Interpreter,
+    train_data: Any,
+    held_out_data: Any,
+    arguments: argparse.Namespace,
+    judge: Pipeline | None = None,
+) -> None:
     """Measure all and print the table."""
     pipeline = interpreter.pipeline
-    train, held_out = rows_of(pipeline, train_data), rows_of(pipeline, held_out_data)
+    train, held_out = rows_of(pipeline, train_data), rows_of(pipeline, held_out_data, judge)
     index = held_out.some(arguments.images, seed=arguments.seed)
     z = held_out["z"].rows(index).float()
     prediction = held_out["prediction"].rows(index) if "prediction" in held_out else None
@@ -137,12 +162,13 @@ def compare(interpreter: Interpreter, train_data: Any, held_out_data: Any, argum
                 f"{said:.3f}",
                 f"{seen.similarity:.4f} ± {seen.similarity_error:.4f}",
                 f"{float(latents.double().var(1).sum(-1).mean() / total):.3f}",
+                judged(pipeline, judge, latents, held_out, index),
                 f"{float(nats):.1f}",
                 "" if math.isnan(rival.held_out) else f"{rival.held_out:.1f}",
                 f"{1000 * seconds:.2f}",
             ]
         )
-    print_table(["", "agreement", "cosine", "spread", "nats given z", "held-out nats", "ms a sample"], table)
+    print_table(["", "agreement", "cosine", "spread", "judge", "nats given z", "held-out nats", "ms a sample"], table)
 
 
 def tiny() -> tuple[Interpreter, Any, Any]:
@@ -170,6 +196,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--bundle", type=Path, help="what `posthoc-inn fit` wrote")
     parser.add_argument("--model", default=None, help="PACKAGE.MODULE:FACTORY of a model of your own")
     parser.add_argument("--weights", default=None)
+    parser.add_argument("--judge", type=Path, default=None, help="another run, whose classifier judges pictures too")
     parser.add_argument("--data", default="color-digits", help="registered data set")
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--draws", type=int, default=1, help="colourings of each training image")
@@ -183,7 +210,8 @@ def main(argv: list[str] | None = None) -> None:
         print(statement(threads))
         if arguments.smoke:
             arguments.images, arguments.samples, arguments.steps, arguments.guided = 3, 2, [2], 2
-            compare(*tiny(), arguments)
+            interpreter, train, held_out = tiny()
+            compare(interpreter, train, held_out, arguments, interpreter.pipeline)
             return
         if arguments.bundle is None:
             parser.error("--bundle is missing: what `posthoc-inn fit` wrote")
@@ -194,7 +222,8 @@ def main(argv: list[str] | None = None) -> None:
             build(arguments.data, arguments.data_dir, train=part, **more)
             for part, more in ((True, options), (False, {}))
         )
-        compare(interpreter, train, held_out, arguments)
+        judge = None if arguments.judge is None else load(arguments.judge, None, None, "auto", None)[0].pipeline
+        compare(interpreter, train, held_out, arguments, judge)
 
 
 if __name__ == "__main__":
