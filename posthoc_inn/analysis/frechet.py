@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from posthoc_inn.analysis.results import Result
 from posthoc_inn.errors import ConfigError, DataError, ShapeError
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.pipeline import Pipeline
+from posthoc_inn.seeds import derived
 
 INCEPTION = "Inception v3 (FID)"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -225,6 +227,28 @@ class Frechet:
         if self._metric is not None:
             self._metric.reset()
         self.generated = 0
+
+
+def distance(reference: Tensor, features: Tensor) -> float:
+    """Return the Fréchet distance between two sets of features (N, width); nan for fewer than 2 of either."""
+    if min(len(reference), len(features)) < 2:
+        return math.nan
+    measured = Frechet()
+    measured.add(reference, real=True)
+    measured.add(features, real=False)
+    return measured.compute()
+
+
+def halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the numbers of the images that are inverted, and of the reference, both in random order.
+
+    Every other one would not do: where classes come in turn, the halves would have no class in common.
+
+    >>> [half.tolist() for half in halves(5, 0)]
+    [[1, 2, 4], [3, 0]]
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(derived(seed, "halves")))
+    return order[: (count + 1) // 2], order[(count + 1) // 2 :]
 
 
 def _moved(extractor: LayerExtractor) -> Embedding:

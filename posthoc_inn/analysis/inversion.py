@@ -15,7 +15,14 @@ from torch import Tensor
 from posthoc_inn.ambient import in_plain_torch
 from posthoc_inn.analysis.direct_decoder import Direct, trained_decoder, training_rows
 from posthoc_inn.analysis.faithfulness import Asked, Faithfulness
-from posthoc_inn.analysis.frechet import FeatureNetwork, Features, Frechet, comparability, inception_weights
+from posthoc_inn.analysis.frechet import (
+    FeatureNetwork,
+    Features,
+    comparability,
+    distance,
+    halves,
+    inception_weights,
+)
 from posthoc_inn.analysis.optional import require
 from posthoc_inn.analysis.preimages import check_gradients, preimages
 from posthoc_inn.analysis.results import Result, by_name
@@ -39,8 +46,6 @@ SHOWN = 8
 """Images in the figure."""
 STARTS = 2
 """Noises that pixels are optimised from, for each image."""
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,7 @@ class _Tally:
 
     def result(self, few: int, inverted: int, variance: float) -> Inverse:
         """Return all of it; `inverted` images there are, whose `variance` is summed over pixels."""
-        found = self._asked.result()
+        found = self.said()
         features = torch.cat(self._features)
         return Inverse(
             name=self.name,
@@ -231,32 +236,9 @@ class _Tally:
             pictures=torch.cat(self._shown),
         )
 
-    @property
-    def asked(self) -> Faithfulness:
-        """What the model said."""
+    def said(self) -> Faithfulness:
+        """Return what the model said."""
         return self._asked.result()
-
-
-def distance(reference: Tensor, features: Tensor) -> float:
-    """Return the Fréchet distance between two sets of features (N, width); nan for fewer than 2 of either."""
-    if min(len(reference), len(features)) < 2:
-        return math.nan
-    measured = Frechet()
-    measured.add(reference, real=True)
-    measured.add(features, real=False)
-    return measured.compute()
-
-
-def halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the numbers of the images that are inverted, and of the reference, both in random order.
-
-    Every other one would not do: where classes come in turn, the halves would have no class in common.
-
-    >>> [half.tolist() for half in halves(5, 0)]
-    [[1, 2, 4], [3, 0]]
-    """
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(derived(seed, "halves")))
-    return order[: (count + 1) // 2], order[(count + 1) // 2 :]
 
 
 def check_inversion(pipeline: Pipeline, images: int, methods: Sequence[str], **counts: Any) -> None:
@@ -406,7 +388,7 @@ def inversion(
         reporter.advance(done)
     if OPTIMIZATION in methods:
         _optimize(pipeline, inverted[:few], tallies[-1], optimization_steps, seed, reporter)
-    between = tallies[0].asked
+    between = tallies[0].said()
     own_features = torch.cat(own)
     return Inversion(
         methods=tuple(one.result(few, len(inverted), spread.variance) for one in tallies),

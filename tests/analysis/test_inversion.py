@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from posthoc_inn.analysis import by_name, inversion, preimages
-from posthoc_inn.analysis.inversion import ON_Z, OPTIMIZED, RECONSTRUCTIONS, SAMPLES, distance, halves
+from posthoc_inn.analysis.frechet import distance, halves
+from posthoc_inn.analysis.inversion import ON_Z, OPTIMIZED, RECONSTRUCTIONS, SAMPLES
 from posthoc_inn.analysis.preimages import misfit, norm_prior, total_variation
 from posthoc_inn.autoencoders import ConvAutoencoder, GivenAutoencoder
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig, ImageSpec
