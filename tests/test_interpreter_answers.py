@@ -100,7 +100,7 @@ def test_a_report_is_written_from_what_the_fit_kept_and_by_a_loaded_one_from_ima
     page = fitted.report(tmp_path / "report.html", class_names=[f"digit {k}" for k in range(10)])
     text = page.read_text(encoding="utf-8")
     assert text.count("<img") >= 4
-    assert "What the layer knows of each concept" in text
+    assert "What the layer determines of each concept" in text
     fitted.save(tmp_path / "bundle")
     loaded = Interpreter.load(tmp_path / "bundle", model=fitted.model)
     with pytest.raises(NotFittedError, match="pass data="):

@@ -311,7 +311,9 @@ class FitConfig(Config):
         flow_training: How t is trained.
         concepts: e and its training, where there are concepts.
         flow_on_concepts: Let t work on the factors of e, where there is one (see `ConditionalFlow.set_base`). Without,
-            which is the default, t is fitted as if there were no concepts, as in the papers, and samples better.
+            which is the default, t is fitted as if there were no concepts, as in the papers. e knows its training
+            images by heart, and t cannot undo what that does to held-out ones: on the digits t on e's factors was at
+            -33.4 nats in training and -15.5 held out after 450 steps, -13.9 in the end; t alone reached -23.3.
         interaction_weight: Weight of the interaction of z and v in t's loss (see
             `posthoc_inn.objectives.interaction_variance`), in nats a unit of variance, where t works on e's factors.
             Anything above 0 draws t away from the true conditional, whose variance may differ from z to z: total

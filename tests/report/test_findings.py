@@ -202,3 +202,13 @@ def test_regularised_total_effects_are_told():
     assert "regularised" not in by_label(with_concepts())[label].meaning
     on = {"interaction_weight": 3.0, "flow_on_concepts": True}
     assert "lower than the layer's own" in by_label(with_concepts(fit=on))[label].meaning
+
+
+def test_the_likelihood_of_e_is_told_beside_that_of_training():
+    label = "e, negative log-likelihood of held-out pairs"
+    assert label not in by_label(with_concepts())
+    rows = [{"step": 100.0, "train": -16.3, "held_out": -13.3}, {"step": 200.0, "train": -22.7, "held_out": -12.0}]
+    metrics = with_concepts() | {"training": {"e": {"rows": rows, "best_step": 100.0}}}
+    found = by_label(metrics)[label]
+    assert found.value == "-13.3 nats an image"
+    assert "-16.3" in found.meaning

@@ -24,6 +24,8 @@ def concepts(metrics: Mapping[str, Any]) -> list[Finding]:
             found.append(_in_e(share))
         elif share["is_learned"]:
             found.append(_leaks(share))
+    if by_pairs and pairs.get("are_held_out", True):
+        found += _likelihood_of_e(metrics)
     return found + _by_variance(metrics, relevance, is_first=not by_pairs)
 
 
@@ -86,6 +88,24 @@ def _in_e(share: Mapping[str, Any]) -> Finding:
             advice = "Other factors hold more of the concept than its own: an edit of the factor leaves much of it."
     value = f"{quality['holding']} of {width} dimensions"
     return Finding(GROUP, f"{share['name']}, held by e", value, meaning, _status(status), advice)
+
+
+def _likelihood_of_e(metrics: Mapping[str, Any]) -> list[Finding]:
+    """Return e's likelihood of held-out pairs, beside that of training."""
+    curve = (metrics.get("training") or {}).get("e") or {}
+    best = next((row for row in curve.get("rows") or [] if row["step"] == curve.get("best_step")), None)
+    if best is None or best.get("held_out") is None or best.get("train") is None:
+        return []
+    return [
+        Finding(
+            GROUP,
+            "e, negative log-likelihood of held-out pairs",
+            f"{best['held_out']:.1f} nats an image",
+            f"Training pairs cost {best['train']:.1f} at that step, with dropout on. The further apart, the more e "
+            "knows its training images by heart, and the less its factors mean for others.",
+            "info",
+        )
+    ]
 
 
 def _leaks(share: Mapping[str, Any]) -> Finding:
