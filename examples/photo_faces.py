@@ -27,6 +27,7 @@ from photo_faces_parts import crops, face_api, setup, shift
 from photo_faces_parts.generator import FaceGenerator, Kept
 from photo_faces_parts.judges import Judges, Photographs, embed, shares
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -179,6 +180,16 @@ def judge_photographs(parts: Parts, number: int) -> dict[str, Any]:
     return found
 
 
+def judged_draws(judges: Any, draws: Any, file: Path) -> dict[str, Tensor]:
+    """Return what each judge says of each draw, name -> (N,); it is kept in `file`."""
+    found = load_file(file) if file.exists() else {}
+    if set(found) != set(judges.names) or any(len(column) != len(draws) for column in found.values()):
+        parts = [judges((draws.images(k) * 255).round().to(torch.uint8)) for k in torch.arange(len(draws)).split(50)]
+        found = {name: column.contiguous() for name, column in zip(judges.names, torch.cat(parts).T, strict=True)}
+        save_file(found, file)
+    return found
+
+
 # ---- t
 
 
@@ -196,17 +207,19 @@ def settings(arguments: argparse.Namespace) -> FitConfig:
 
 def fit(
     arguments: argparse.Namespace, chosen: tuple[nn.Module, str], generator: GivenGenerator, draws: Any
-) -> Pipeline:
-    """Return t at a layer, couplings on what the linear Gaussian model leaves; the last draws are kept aside."""
+) -> Interpreter:
+    """Return t at a layer, couplings on what the linear Gaussian model leaves, and e where there are labels; the last
+    draws are kept aside."""
     network, layer = chosen
     n, aside = len(draws), arguments.aside
     interpreter = Interpreter(network, layer, autoencoder=generator, preset=settings(arguments), device="cpu")
     name = f"{'explained' if network is arguments.explained else 'other'}-{layer}"
+    concepts = {"concepts": "labels", "concept_steps": arguments.concept_steps} if draws.labels else {}
     interpreter.fit(
         Subset(draws, range(n - aside)), held_out=Subset(draws, range(n - aside, n)), steps=arguments.steps,
-        out=arguments.out / "t" / name, resume=True, evaluate=False,
+        out=arguments.out / "t" / (f"{name}-e" if concepts else name), resume=True, evaluate=False, **concepts,
     )  # fmt: skip
-    return interpreter.pipeline
+    return interpreter
 
 
 @torch.no_grad()
@@ -224,7 +237,8 @@ def measure_layer(
     """Fit t at a layer; return its figures, and the samples of each round under "rounds"."""
     layer, n, aside = chosen[1], len(draws), arguments.aside
     held = torch.arange(n - aside, n)
-    trained = fit(arguments, chosen, generator, draws)
+    interpreter = fit(arguments, chosen, generator, draws)
+    trained = interpreter.pipeline
     both = {"trained": trained, "linear": replace(trained, flow=trained.flow.linear_part())}
     z = torch.cat([trained.features(draws.images(part)) for part in held.split(25)])
     each = {kind: nats(t, z, draws.latents[held]) for kind, t in both.items()}
@@ -261,6 +275,12 @@ def measure_layer(
     if parts.judges is not None:
         values = parts.judges(samples[-1][1].flatten(0, 1)).unflatten(0, (rows, columns))
         found["kept"] = {name: shares(values[..., k]) for k, name in enumerate(parts.judges.names)}
+    if draws.labels:
+        kept_aside = Subset(draws, held.tolist())
+        found["e"] = {
+            "pairs": interpreter.pair_shares(kept_aside, "labels").to_dict()["concepts"],
+            "variance": interpreter.concept_relevance(kept_aside).to_dict()["concepts"],
+        }
     if arguments.animals and layer == LAYERS["embedding"]:
         groups = {"draws kept aside": draws.images(held[: arguments.strangers])}
         if parts.photographs is not None:
@@ -279,6 +299,18 @@ def save_grid(found: dict[str, Any], file: Path, shown: list[int]) -> None:
     rows = [torch.cat([found["inputs"][k][None], made[k, : SHOWN[1] - 1]]) for k in shown if k < len(made)]
     picture = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, quality=88)
+
+
+def concept_table(layer: str, figures: dict[str, Any]) -> str:
+    """Return what z determines of each concept of e, as Markdown."""
+    lines = [f"| e, {layer} | by pairs | best correlation | first order | total effect |", "| --- " * 5 + "|"]
+    by_variance = {row["name"]: row for row in figures["variance"]}
+    for row in figures["pairs"]:
+        told = f"{100 * row['value']:.0f} ± {100 * row['standard_error']:.0f} %" if row["is_learned"] else "not learned"
+        shares = (by_variance[row["name"]][key]["value"] for key in ("first_order", "total_effect"))
+        first, total = (f"{100 * share:.0f} %" for share in shares)
+        lines.append(f"| {row['name']} | {told} | {max(row['quality']['correlations']):.2f} | {first} | {total} |")
+    return "\n".join(lines)
 
 
 def report(found: dict[str, Any]) -> str:
@@ -303,7 +335,9 @@ def report(found: dict[str, Any]) -> str:
             for which in ("z", "z total", "v total"):
                 cells = [f"{100 * row[which]:.0f} %" for row in figures["kept"].values()]
                 lines.append(f"| {layer}: {which} | {' | '.join(cells)} |")
-    for figures in found["layers"].values():
+    for layer, figures in found["layers"].items():
+        if "e" in figures:
+            lines += ["", concept_table(layer, figures["e"])]
         if "shift" in figures:
             lines += ["", shift.table(figures["shift"])]
     return "\n".join(lines)
@@ -326,6 +360,9 @@ def run(arguments: argparse.Namespace, parts: Parts) -> dict[str, Any]:
         if missing:
             kept(torch.stack(missing))
             say(f"{min(k + 250, len(draws))} of {len(draws)} faces are drawn")
+    if parts.judges is not None:
+        draws = draws.with_labels(judged_draws(parts.judges, draws, arguments.out / "judged.safetensors"))
+        say("the judges have seen all draws")
     arguments.photographs = judge_photographs(parts, arguments.pairs)
     found: dict[str, Any] = {"photographs": arguments.photographs, "layers": {}}
     if parts.judges is not None:
@@ -359,6 +396,7 @@ def main(given: list[str] | None = None, parts: Parts | None = None) -> dict[str
     parser.add_argument("--out", type=Path, default=Path("runs/photo-faces"))
     parser.add_argument("--draws", type=int, default=3000)
     parser.add_argument("--steps", type=int, default=300, help="steps of t at each layer")
+    parser.add_argument("--concept-steps", type=int, default=400, help="steps of e, over what the judges say")
     parser.add_argument("--rounds", type=int, default=3, help="rounds in which samples are asked for again")
     parser.add_argument("--pairs", type=int, default=250, help="people of whom two photographs are compared")
     parser.add_argument("--shown", type=int, nargs="+", default=list(range(SHOWN[0])), help="rows of the picture")
@@ -375,6 +413,7 @@ def main(given: list[str] | None = None, parts: Parts | None = None) -> dict[str
     arguments.aside, arguments.grid, arguments.strangers = 300, (16, SHOWN[1]), 100
     if arguments.smoke:
         arguments.draws, arguments.steps, arguments.rounds, arguments.pairs = 400, 20, 1, 10
+        arguments.concept_steps = 20
         arguments.aside, arguments.grid, arguments.strangers = 60, (6, SHOWN[1]), 20
     if parts is None:
         if not (arguments.weights and arguments.data_dir):
