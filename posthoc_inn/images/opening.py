@@ -106,7 +106,7 @@ def _as_arrays(data: Any) -> tuple[Any, Any, Tensor | None, str | None] | None:
     """Return images, labels, the chosen rows (None: all) and a note where the data lies in memory as a whole."""
     rows: Tensor | None = None
     while isinstance(data, Subset):
-        chosen = torch.as_tensor(np.asarray(data.indices)).long().reshape(-1)
+        chosen = torch.as_tensor(np.asarray(data.indices), device="cpu").long().reshape(-1)
         rows = chosen if rows is None else chosen[rows]
         data = data.dataset
     if isinstance(data, TensorDataset):
@@ -142,7 +142,7 @@ def _array_batches(arrays: tuple[Any, Any], rows: Tensor | None, batch_size: int
     named = labels if isinstance(labels, Mapping) else {"": labels}
     for start in range(0, count, batch_size):
         stop = min(start + batch_size, count)
-        index = torch.arange(start, stop)
+        index = torch.arange(start, stop, device="cpu")
         key: Any = slice(start, stop) if rows is None else rows[start:stop]
         part = images[key if isinstance(images, Tensor) or rows is None else key.numpy()]
         cut = {k: _label_rows(v, key) for k, v in named.items()}
@@ -252,7 +252,7 @@ def _index(sample: Sample, given: list[int] | None) -> Tensor | None:
     if given is None:
         return None
     count = len(sample.images) if sample.is_batch else 1
-    return torch.tensor(given) if len(given) == count else torch.full((count,), -1)
+    return torch.tensor(given, device="cpu") if len(given) == count else torch.full((count,), -1, device="cpu")
 
 
 def _explained(batches: Numbered) -> Numbered:
@@ -315,4 +315,4 @@ def _dataset_batches(data: Any, batch_size: int) -> Raw:
         rows = list(range(start, min(start + batch_size, count)))
         where = f"items {rows[0]} to {rows[-1]}"
         raw = fetch_many(rows) if callable(fetch_many) else [data[i] for i in rows]
-        yield collate([read_sample(r, where=where) for r in raw], where=where), torch.tensor(rows)
+        yield collate([read_sample(r, where=where) for r in raw], where=where), torch.tensor(rows, device="cpu")

@@ -20,7 +20,7 @@ def test_it_trains_on_the_images_that_are_named(ask, finished, pictures, tmp_pat
     )  # fmt: skip
     assert answer.code == 0, answer.err
     told = answer.json["Inversion"]
-    assert set(answer.json) == {"Inversion"}
+    assert set(answer.json) == {"Inversion", "outside"}
     assert [m["name"] for m in told["methods"]] == [
         "reconstructions", "samples of t", "decoder on z", "optimised pixels"
     ]  # fmt: skip

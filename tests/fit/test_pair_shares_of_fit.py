@@ -9,8 +9,7 @@ import torch
 
 from posthoc_inn.concepts import AttributeSource, ConceptModel, GivenPairs
 from posthoc_inn.config import FlowConfig
-from posthoc_inn.errors import DataError
-from posthoc_inn.fit.binding import BoundConcepts, ConceptRequest, bind
+from posthoc_inn.fit.binding import ConceptRequest, bind
 from posthoc_inn.fit.pair_shares import shares_of_fit
 from posthoc_inn.flows import FactorFlow
 from posthoc_inn.rows.cache import Cache
@@ -47,7 +46,7 @@ def test_held_out_pairs_are_taken_where_there_are_any_and_draws_of_an_image_are_
     source = AttributeSource({"a": labels})
     request = ConceptRequest(source, AttributeSource({"a": labels[:45]}))
     bound = bind(request, train, held_out)
-    found = shares_of_fit(PIPELINE, e(), bound, held_out, (train,), seed=0)
+    found = shares_of_fit(PIPELINE, e(), (bound.held_out, held_out), (bound.source, (train,)), seed=0)
     assert found.are_held_out
     assert found.images == 45
     assert found["a"].is_learned
@@ -62,10 +61,9 @@ def test_training_pairs_are_taken_where_nothing_is_known_of_others_and_that_is_s
     source = GivenPairs({"a": torch.cat(by_label)})
     request = ConceptRequest(source, length=40)
     bound = bind(request, train, held_out, extra)
-    found = shares_of_fit(PIPELINE, e(), bound, held_out, (train, extra), seed=0)
+    assert bound.held_out is None
+    found = shares_of_fit(PIPELINE, e(), None, (bound.source, (train, extra)), seed=0)
     assert not found.are_held_out
     assert "training images" in found.caption
     assert found.images == 60
     assert found["a"].value == pytest.approx(1, abs=0.05)
-    with pytest.raises(DataError, match="without concepts"):
-        shares_of_fit(PIPELINE, e(), BoundConcepts(None, None, "z_bar", None), held_out, (train,), seed=0)
