@@ -27,7 +27,7 @@ LINE = 0.147
 """Height of a line of text, in inches."""
 MAP = "magma"
 """Colours of maps."""
-SAMPLES = "samples: to this layer, the same as the input"
+SAMPLES = "samples: to this layer, nearly the same as the input"
 """Heading of samples."""
 
 

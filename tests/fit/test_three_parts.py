@@ -62,7 +62,8 @@ def test_metrics_and_findings_tell_how_many_chose(run):
         "train": 60, "held_out": 240, "chose_weights": 120, "measured": 120, "are_apart": True
     }  # fmt: skip
     assert it.metrics_["autoencoder"]["images"] == it.metrics_["faithfulness"]["images"] == 120
-    assert told(it.metrics_).value == "120 measured, 120 chose"
+    assert told(it.metrics_).value == "120 measured"
+    assert told(it.metrics_).meaning.startswith("120 others chose")
 
 
 def test_pictures_of_the_report_are_of_images_that_are_measured(run):

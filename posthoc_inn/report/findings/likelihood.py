@@ -80,7 +80,7 @@ def _gap(gap: float, figures: Mapping[str, Any]) -> Finding:
         status = "good"
         meaning = "Not clear of its error: nothing shows that t fits its training images better than new ones."
     value = f"{gap:+.2f}" + ("" if error is None else f" ± {error:.2f}") + " nats"
-    value += "" if each is None else f" ({each:+.3f} a dimension)"
+    meaning += "" if each is None else f" That is {each:+.3f} nats a dimension."
     return Finding(
         "Likelihood of t",
         "Held-out minus training",
@@ -98,8 +98,11 @@ def _parted(metrics: Mapping[str, Any]) -> list[Finding]:
         return []
     label = "Held-out images"
     if images["are_apart"]:
-        value = f"{images['measured']:,} measured, {images['chose_weights']:,} chose"
-        meaning = "The best weights were chosen by other images than those that all figures are measured on."
+        value = f"{images['measured']:,} measured"
+        meaning = (
+            f"{images['chose_weights']:,} others chose the best weights: figures are measured on images that had no "
+        )
+        meaning += "part in that."
     else:
         value = f"{images['measured']:,}, not parted"
         meaning = "There are too few to be parted: the images that chose the best weights are measured too, and all "
