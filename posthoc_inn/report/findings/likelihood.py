@@ -99,10 +99,8 @@ def _parted(metrics: Mapping[str, Any]) -> list[Finding]:
     label = "Held-out images"
     if images["are_apart"]:
         value = f"{images['measured']:,} measured"
-        meaning = (
-            f"{images['chose_weights']:,} others chose the best weights: figures are measured on images that had no "
-        )
-        meaning += "part in that."
+        meaning = f"{images['chose_weights']:,} others chose the best weights: figures are measured on images that had "
+        meaning += "no part in that."
     else:
         value = f"{images['measured']:,}, not parted"
         meaning = "There are too few to be parted: the images that chose the best weights are measured too, and all "
