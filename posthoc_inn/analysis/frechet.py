@@ -152,17 +152,16 @@ def frechet_distance(
         ShapeError: See `FeatureNetwork`.
     """
     network = FeatureNetwork(features, name=name)
-    whole, halves = Frechet(), Frechet()
+    whole, apart, halving = Frechet(), Frechet(), Halving(0)
     for part in batches(real):
         found = network(part)
-        # Every other image, so that the halves are alike however the images are ordered.
-        odd = halves.real % 2 != halves.generated % 2
         whole.add(found, real=True)
-        halves.add(found[int(odd) :: 2], real=True)
-        halves.add(found[1 - int(odd) :: 2], real=False)
+        first, second = halving(len(found))
+        apart.add(found[first], real=True)
+        apart.add(found[second], real=False)
     for part in batches(generated):
         whole.add(network(part), real=False)
-    floor = halves.compute() if halves.real >= 2 and halves.generated >= 2 else float("nan")
+    floor = apart.compute() if apart.real >= 2 and apart.generated >= 2 else float("nan")
     return FrechetDistance(whole.compute(), floor, network.name, whole.width, whole.real, whole.generated)
 
 
@@ -237,6 +236,37 @@ def distance(reference: Tensor, features: Tensor) -> float:
     measured.add(reference, real=True)
     measured.add(features, real=False)
     return measured.compute()
+
+
+class Halving:
+    """Parts images that come in batches, of any size, into two halves: of every two images one, at random, to each.
+
+    Every other one would not do: where classes come in turn, the halves would have no class in common.
+
+    Args:
+        seed: Of the choice.
+
+    >>> halving = Halving(0)
+    >>> [[half.tolist() for half in halving(count)] for count in (4, 3)]
+    [[[0, 2], [1, 3]], [[0], [1, 2]]]
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(derived(seed, "halving"))
+        self._is_second: bool | None = None
+
+    def __call__(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return the places (B,) of the two halves in the next batch of `count`."""
+        places: tuple[list[int], list[int]] = ([], [])
+        for place in range(count):
+            if self._is_second is None:
+                second = bool(torch.randint(2, (1,), generator=self._generator))
+                self._is_second = not second
+            else:
+                second, self._is_second = self._is_second, None
+            places[second].append(place)
+        first, other = (torch.tensor(half, dtype=torch.long) for half in places)
+        return first, other
 
 
 def halves(count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from posthoc_inn.analysis.frechet import FeatureNetwork, Features, Frechet, batches, comparability, inception_weights
+from posthoc_inn.analysis.frechet import (
+    FeatureNetwork,
+    Features,
+    Frechet,
+    Halving,
+    batches,
+    comparability,
+    inception_weights,
+)
 from posthoc_inn.analysis.results import Result, by_name
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.drawing import columns_of, grid, shortened
@@ -189,21 +197,21 @@ def generative_quality(
         features = pipeline
     network = FeatureNetwork(features, name=name)
     generator = torch.Generator().manual_seed(seed)
-    floor, rebuilt, sampled = Frechet(), Frechet(), Frechet()
+    floor, rebuilt, sampled, halving = Frechet(), Frechet(), Frechet(), Halving(seed)
     shown: dict[str, list[Tensor]] = {REAL: [], RECONSTRUCTED: []}
     for part in batches(images):
         real = pipeline.adapter.to_images(part).cpu()
         found = network(real)
-        odd = (floor.real + floor.generated) % 2
+        first, second = halving(len(part))
         for reference in (floor, rebuilt, sampled):
-            reference.add(found[odd::2], real=True)
-        floor.add(found[1 - odd :: 2], real=False)
-        others = part[1 - odd :: 2]
+            reference.add(found[first], real=True)
+        floor.add(found[second], real=False)
+        others = part[second]
         if len(others):
             mean, std = pipeline.encode(others)
             decoded = pipeline.decode(drawn(mean, std, generator)).cpu()
             rebuilt.add(network(decoded), real=False)
-            shown[REAL].append(real[1 - odd :: 2][:SHOWN])
+            shown[REAL].append(real[second][:SHOWN])
             shown[RECONSTRUCTED].append(decoded[:SHOWN])
             shown = {key: [torch.cat(parts)[:SHOWN]] for key, parts in shown.items()}
     count = floor.generated

@@ -102,6 +102,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[str]:
     nats, normal = number("likelihood", "held_out"), number("likelihood", "standard_normal")
     linear = number("likelihood", "linear")
     floor, share = number("likelihood", "noise_floor"), number("explained_by_invariances", "value")
+    above, nearest = number("explained_by_invariances", "above_floor"), number("retrieval", "similarity")
     error, rebuilt = number("autoencoder", "error"), number("autoencoder", "agreement")
     rebuilt = None if same_for_all else rebuilt
     verdict = metrics.get("likelihood", {}).get("verdict") if isinstance(metrics.get("likelihood"), Mapping) else None
@@ -116,8 +117,11 @@ def _figures(metrics: Mapping[str, Any]) -> list[str]:
         + (f"; different images have {alike_between:.3f}" if alike_between is not None else ""),
         similarity is not None
         and f"z of a sample has a cosine similarity of {similarity:.3f} to z of its image"
-        + (f"; different images have {between:.3f}" if between is not None else ""),
-        share is not None and f"v explains {share:.1%} of the latent's variance (MSC eq. 19)",
+        + (f"; different images have {between:.3f}" if between is not None else "")
+        + (f", the nearest training images {nearest:.3f}" if nearest is not None else ""),
+        share is not None
+        and f"v explains {share:.1%} of the latent's variance (MSC eq. 19)"
+        + (f", {above:.1%} above the encoder's noise" if above is not None else ""),
         nats is not None
         and f"t costs {nats:.1f} nats an image"
         + (f", where N(0, 1) costs {normal:.1f}" if normal is not None else "")

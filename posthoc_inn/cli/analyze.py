@@ -216,7 +216,8 @@ def _images(name: str, root: str | None, given: dict[str, Any], stored: Any, see
     if train:
         # All of them are held at once: as many as a gigabyte has room for.
         count = max(count, min(20_000, 2**28 // BatchSource(images, seed=seed).first(1)[0].numel()))
-        images = some_of(images, count, seed=seed)
+    # Not the first ones: folders come class by class.
+    images = some_of(images, count, seed=seed)
     return apply_spec(BatchSource(images, seed=seed).first(count), adapter.spec)
 
 

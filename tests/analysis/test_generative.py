@@ -11,7 +11,7 @@ from concept_parts import digit_net, make_concepts, make_pipeline, random_rows
 from torch import nn
 
 from posthoc_inn.analysis import frechet
-from posthoc_inn.analysis.frechet import FeatureNetwork, Frechet, frechet_distance, inception_weights
+from posthoc_inn.analysis.frechet import FeatureNetwork, Frechet, Halving, frechet_distance, inception_weights
 from posthoc_inn.analysis.generative import generate, generate_batches, generative_quality
 from posthoc_inn.errors import ConfigError, DataError, PluginError, ShapeError
 from posthoc_inn.features import LayerExtractor
@@ -74,7 +74,8 @@ def test_the_distance_is_the_formula():
     result = frechet_distance(real, made, features=lambda x: x.flatten(1)[:, :10], name="pixels")
     a, b = real.flatten(1)[:, :10], made.flatten(1)[:, :10]
     assert result.value == pytest.approx(slow_frechet(a, b), rel=1e-6)
-    assert result.floor == pytest.approx(slow_frechet(a[0::2], a[1::2]), rel=1e-6)
+    first, second = Halving(0)(300)
+    assert result.floor == pytest.approx(slow_frechet(a[first], a[second]), rel=1e-6)
     assert (result.network, result.width, result.real, result.generated) == ("pixels", 10, 300, 200)
 
 
@@ -88,7 +89,7 @@ def test_gaussians_give_their_closed_form():
     assert metric.compute() == pytest.approx(3 + 1 + 0 + 0.25, rel=0.02)
 
 
-def test_batches_of_any_size_give_the_same_numbers_and_alternate_between_the_halves():
+def test_batches_of_any_size_give_the_same_numbers_and_halves():
     real, made = images(101), images(50, seed=1)
     whole = frechet_distance(real, made, features=lambda x: x.flatten(1)[:, :5], name="pixels")
     parts = frechet_distance(
@@ -96,6 +97,16 @@ def test_batches_of_any_size_give_the_same_numbers_and_alternate_between_the_hal
     )
     assert parts.value == pytest.approx(whole.value, rel=1e-9)
     assert parts.floor == pytest.approx(whole.floor, rel=1e-9)
+
+
+def test_halves_are_fair_where_classes_come_in_turn():
+    # Dark and bright images in turn: every other one would make one half dark, and the other bright.
+    real = images(400) / 10 + torch.tensor([0.0, 0.8]).repeat(200)[:, None, None, None]
+    pixels = {"features": lambda x: x.flatten(1)[:, :5].double(), "name": "pixels"}
+    assert frechet_distance(real, real, **pixels).floor < 0.1
+    first, second = Halving(3)(400)
+    assert len(first) == len(second) == 200
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(400))
 
 
 def test_equal_sets_are_at_no_distance_and_a_shift_adds_its_square():
@@ -187,20 +198,24 @@ def test_every_kind_is_compared_with_one_half_and_the_other_half_is_the_floor(no
     pipeline, e, real = fitted(101)
     result = generative_quality(pipeline, e, [real[:30], real[30:37], real[37:]], seed=2)
     look = lambda x: pipeline.extractor.features(x).detach().numpy()  # noqa: E731
-    reference, others = real[0::2], real[1::2]
+    reference, others = (real[half] for half in Halving(2)(101))
+    count = len(others)
+    parts = [
+        len([k for k in Halving(2)(101)[1].tolist() if low <= k < high]) for low, high in ((0, 30), (30, 37), (37, 101))
+    ]
     assert result["real images"].distance == pytest.approx(slow_frechet(look(reference), look(others)), rel=1e-5)
-    drawn = generate(pipeline, e, 50, seed=derived(2, "trial", 0))
+    drawn = generate(pipeline, e, count, seed=derived(2, "trial", 0))
     assert result["samples of e"].distance == pytest.approx(slow_frechet(look(reference), look(drawn)), rel=1e-5)
-    prior = torch.randn(50, D, generator=torch.Generator().manual_seed(derived(2, "trial", 0)))
+    prior = torch.randn(count, D, generator=torch.Generator().manual_seed(derived(2, "trial", 0)))
     decoded = look(pipeline.decode(prior))
     assert result["samples of N(0, 1)"].distance == pytest.approx(slow_frechet(look(reference), decoded), rel=1e-5)
     noise, again = torch.Generator().manual_seed(2), []
-    for part in (others[:15], others[15:18], others[18:]):  # the second batch starts in the middle of a turn
+    for part in others.split(parts):
         mean, std = pipeline.encode(part)
         again.append(pipeline.decode(mean + std * torch.randn(mean.shape, generator=noise)))
     rebuilt = slow_frechet(look(reference), look(torch.cat(again)))
     assert result["reconstructions"].distance == pytest.approx(rebuilt, rel=1e-5)
-    assert (result.images, result.trials, result.network) == (50, 1, "Sequential 1")
+    assert (result.images, result.trials, result.network) == (count, 1, "Sequential 1")
 
 
 def test_an_e_that_knows_the_latents_beats_the_prior_and_nothing_beats_the_floor_by_much(no_inception):
