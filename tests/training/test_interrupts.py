@@ -12,7 +12,8 @@ from posthoc_inn.training.loop import interrupt_flag
 
 @pytest.fixture(autouse=True)
 def _handler_of_the_tests():
-    before = signal.getsignal(signal.SIGINT)
+    # A job that a shell starts in the background ignores it from the start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 

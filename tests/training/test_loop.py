@@ -197,8 +197,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 
 
 SCRIPT = """
-import sys, time, torch
+import signal, sys, time, torch
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it from the start
 sys.path.insert(0, {tests!r})
 from test_loop import CONFIG, LineTask
 from posthoc_inn.training import train
