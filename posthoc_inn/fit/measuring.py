@@ -13,6 +13,7 @@ from posthoc_inn import analysis
 from posthoc_inn.concepts import ConceptModel
 from posthoc_inn.errors import DataError
 from posthoc_inn.files import plain
+from posthoc_inn.fit.binding import ConceptRequest, over_held_out
 from posthoc_inn.fit.pair_shares import shares_of_fit
 from posthoc_inn.fit.parts import FitResult
 from posthoc_inn.fit.stages import Fit
@@ -110,7 +111,7 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         }
         if result.concepts is not None:
             metrics["concepts"]["scores"] = result.concepts.scores
-        shares = _pair_shares(pipeline, concept_model, result, notes, seed=seed)
+        shares = _pair_shares(pipeline, concept_model, parts.concepts, result, notes, seed=seed)
         metrics["concepts"]["pair_shares"] = None if shares is None else shares.to_dict()
     if result.concepts is not None:
         metrics["training"]["e"] = result.concepts.history.to_dict()
@@ -134,15 +135,25 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
 
 
 def _pair_shares(
-    pipeline: Pipeline, concepts: ConceptModel, result: FitResult, notes: list[str], *, seed: int
+    pipeline: Pipeline,
+    concepts: ConceptModel,
+    wanted: ConceptRequest | None,
+    result: FitResult,
+    notes: list[str],
+    *,
+    seed: int,
 ) -> analysis.PairShares | None:
     """Return shares by pairs; None where this fit knows of no pairs, with a note where it should have."""
     bound = result.bound
-    if bound is None or bound.source is None or not concepts.names:
+    if wanted is None or bound is None or bound.source is None or not concepts.names:
         return None
     train = (result.train,) if result.extra is None else (result.train, result.extra)
+    held_out = None
+    # Pairs of the images that are measured; of all that are held out where those have too few.
+    for rows in dict.fromkeys((result.held_out, result.every_held_out)):
+        if held_out is None and (found := over_held_out(wanted, rows)[0]) is not None:
+            held_out = found, rows
     try:
-        held_out = None if result.paired is None or result.paired_rows is None else (result.paired, result.paired_rows)
         return shares_of_fit(pipeline, concepts, held_out, (bound.source, train), seed=seed)
     except DataError as error:
         notes.append(f"What the layer determines of concepts could not be measured by pairs: {error}")

@@ -18,7 +18,6 @@ from posthoc_inn.fit.concepts import ConceptFit
 from posthoc_inn.flows import ConditionalFlow, coupling_of, set_compute_dtype
 from posthoc_inn.images import BatchSource, InputAdapter
 from posthoc_inn.pipeline import Pipeline
-from posthoc_inn.protocols import ConceptSource
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import History
 
@@ -96,8 +95,7 @@ class FitResult:
         threads: CPU threads of each stage.
         bound: The concepts over cached rows, where there are concepts.
         extra: Cached rows of a concept source's own images, or None.
-        paired: The concepts over the held-out rows whose pairs are measured, or None.
-        paired_rows: Those rows.
+        every_held_out: All cached held-out rows, those that chose and those that are measured.
     """
 
     autoencoder: Autoencoder
@@ -113,10 +111,9 @@ class FitResult:
     refits: tuple[ConditionalFlow, ...]
     seconds: dict[str, float]
     threads: dict[str, int]
-    bound: BoundConcepts | None = None
-    extra: Cache | None = None
-    paired: ConceptSource | None = None
-    paired_rows: Cache | None = None
+    bound: BoundConcepts | None
+    extra: Cache | None
+    every_held_out: Cache
 
 
 def make_flow(config: FitConfig, z_shape: tuple[int, ...], concept_model: ConceptModel | None) -> ConditionalFlow:

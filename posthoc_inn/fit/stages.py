@@ -18,7 +18,7 @@ from posthoc_inn.autoencoders import TrainableAutoencoder
 from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.errors import NotFittedError
 from posthoc_inn.files import plain, replace_file, writing
-from posthoc_inn.fit.binding import BoundConcepts, ConceptRequest, bind, over_held_out
+from posthoc_inn.fit.binding import BoundConcepts, ConceptRequest, bind
 from posthoc_inn.fit.concepts import INITIALIZATION_ROWS, ConceptFit, check_request, fit_concepts, rows_of
 from posthoc_inn.fit.events import stage_finished
 from posthoc_inn.fit.linear import closed_form_history, compare, fit_linear, fitted_linear
@@ -32,7 +32,6 @@ from posthoc_inn.fit.request import FitRequest
 from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
 from posthoc_inn.objectives import drawn
 from posthoc_inn.progress import Reporter
-from posthoc_inn.protocols import ConceptSource
 from posthoc_inn.rows.cache import DEFAULT_BUDGET, Cache
 from posthoc_inn.rows.identity import (
     MODEL,
@@ -215,7 +214,7 @@ class Fit:
             self.threads,
             bound,
             extra_rows,
-            *self._paired(parts.concepts, measured, held_rows),
+            held_rows,
         )
         return self._result
 
@@ -330,18 +329,6 @@ class Fit:
                 )
                 return whole, everything
         return bound, selection
-
-    def _paired(
-        self, wanted: ConceptRequest | None, measured: Cache, everything: Cache
-    ) -> tuple[ConceptSource | None, Cache | None]:
-        """Return the concepts over the held-out rows that are measured, and these; or over all held-out rows."""
-        if wanted is None or wanted.source is None:
-            return None, None
-        for rows in dict.fromkeys((measured, everything)):
-            found, _ = over_held_out(wanted, rows)
-            if found is not None:
-                return found, rows
-        return None, None
 
     def _key(self, *networks: torch.nn.Module) -> str:
         """Return what a checkpoint is kept under: what the fit is of, and the trained networks it builds on."""
