@@ -27,6 +27,7 @@ from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, TrainingE
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.files import plain, replace_file, writing
 from posthoc_inn.fit import FitRequest
+from posthoc_inn.fit.pair_shares import shares_of_held_out
 from posthoc_inn.images import BatchSource
 from posthoc_inn.interpreter import Interpreter
 from posthoc_inn.names import file_name
@@ -59,6 +60,8 @@ class SweepJob:
         layer: The layer.
         request: What `Interpreter.fit` is asked for, the directory of this point included.
         options: What `Interpreter` is made with: autoencoder and e among them, once they are there.
+        pairs: The concepts of an e that is given, as `Interpreter.fit` takes them: its shares are measured by pairs of
+            held-out images. None where the request trains e, or nothing is known of pairs.
     """
 
     name: str
@@ -68,6 +71,7 @@ class SweepJob:
     layer: str
     request: FitRequest
     options: Mapping[str, Any] = field(default_factory=dict)
+    pairs: Any = field(default=None, repr=False)
 
     @property
     def out(self) -> Path:
@@ -132,12 +136,22 @@ def run_job(job: SweepJob, reporter: Reporter | None = None) -> dict[str, Any]:
         "layer": job.layer,
         "accuracy": _accuracy(interpreter, request.held_out),
         **{k: metrics[k] for k in ("faithfulness", "likelihood", "explained_by_invariances", "autoencoder", "seconds")},
-        "concepts": metrics.get("concepts"),
+        "concepts": _concepts(interpreter, request, job.pairs),
         "prediction_kind": metrics.get("prediction_kind"),
     }
     with writing(out / RESULT):
         replace_file(out / RESULT, json.dumps(plain(result), indent=1))
     return result
+
+
+def _concepts(interpreter: Interpreter, request: FitRequest, pairs: Any) -> dict[str, Any] | None:
+    """Return what was measured of concepts; shares by pairs too where e was given and its pairs are known."""
+    found: dict[str, Any] | None = interpreter.metrics_.get("concepts")
+    if found is None or pairs is None:
+        return found
+    wanted = dataclasses.replace(request, concepts=pairs)
+    shares = shares_of_held_out(interpreter.pipeline, interpreter.concept_model, wanted, seed=interpreter.seed)
+    return found | {"pair_shares": None if shares is None else shares.to_dict()}
 
 
 def _stored(out: Path, key: str) -> dict[str, Any] | None:
@@ -339,7 +353,8 @@ def _sweep(
     def job(point: Point, shared: Mapping[str, Any], concepts: Any) -> SweepJob:
         name, position, model, weights, layer, alone = point
         own = dataclasses.replace(request, out=Path(request.out or ".") / file_name(name), concepts=concepts)
-        return SweepJob(name, position, model, weights, layer, own, {**common.options, **alone, **shared})
+        pairs = request.concepts if concepts is None else None
+        return SweepJob(name, position, model, weights, layer, own, {**common.options, **alone, **shared}, pairs)
 
     shared: dict[str, Any] = {} if autoencoder is None else {"autoencoder": autoencoder}
     if concept_model is not None:

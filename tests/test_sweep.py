@@ -16,8 +16,11 @@ from posthoc_inn import sweep as sweep_module
 from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.errors import ConfigError, TrainingError
 from posthoc_inn.fit import FitRequest
+from posthoc_inn.fit.pair_shares import shares_of_held_out
+from posthoc_inn.interpreter import Interpreter
 from posthoc_inn.sweep import SweepJob, SweepPoint, SweepResult, layer_sweep, run_job, training_sweep
 
+ESTIMATE = {"value": 0.5, "standard_error": 0.1}
 OPTIONS = {"spec": SPEC, "preset": TINY, "precision": "32"}
 
 
@@ -71,6 +74,41 @@ def test_every_layer_is_measured_with_the_same_autoencoder_and_e(swept):
     assert [r["is_flow_on_concepts"] for r in records] == [False, False]
 
 
+def test_shares_by_pairs_of_a_given_e_are_those_of_the_fit_that_trained_it(swept):
+    out, result = swept
+    first, second = (json.loads((out / name / "result.json").read_text())["concepts"] for name in ("0", "2"))
+    assert [c["name"] for c in second["pair_shares"]["concepts"]] == ["digit", "background", "(random)"]
+    assert second["pair_shares"]["are_held_out"]
+    assert result.points[1].pair_shares.keys() == {"digit", "background", "(random)"}
+    interpreter = Interpreter.load(out / "0" / "bundle", model=network())
+    request = FitRequest(data=Few(), held_out=Few(train=False), concepts=["digit", "background"])
+    again = shares_of_held_out(interpreter.pipeline, interpreter.concept_model, request, seed=0).to_dict()
+    for ours, theirs in zip(again["concepts"], first["pair_shares"]["concepts"], strict=True):
+        assert ours["common"] == pytest.approx(theirs["common"], abs=1e-4)
+        assert ours["is_learned"] == theirs["is_learned"]
+
+
+def test_shares_by_pairs_of_a_share_held_out_are_of_the_images_that_were(tmp_path):
+    result = layer_sweep(network(), ["0", "2"], Few(), concepts=["digit"], out=tmp_path, held_out=0.5, **OPTIONS)
+    first, second = (p.pair_shares["digit"]["quality"]["correlations"] for p in result.points)
+    assert first == pytest.approx(second, abs=1e-4)  # of e alone: the same e, the same images
+
+
+def test_a_concept_that_e_has_not_learned_has_no_share_by_pairs():
+    learned = {"value": 0.4, "standard_error": 0.1, "is_learned": True}
+    points = tuple(
+        SweepPoint(
+            str(k), k, "0", None, 1.0, None, 0.5, {"digit": {m: ESTIMATE for m in ("total_effect", "first_order")}},
+            pair_shares={"digit": learned | {"is_learned": bool(k), "value": 0.4 if k else None}},
+        )
+        for k in range(2)
+    )  # fmt: skip
+    found = SweepResult(points, "layer")
+    assert found.share("digit", "pairs") == [pytest.approx(float("nan"), nan_ok=True), 0.4]
+    assert [line.split(" | ")[1] for line in found.table().splitlines()[2:]] == ["not learned", "40.0 ± 10.0 %"]
+    assert found.figure()
+
+
 def test_what_is_done_is_not_done_again(swept, monkeypatch):
     out, result = swept
     monkeypatch.setattr(sweep_module.Interpreter, "fit", lambda *a, **k: pytest.fail("fitted again"))
@@ -90,7 +128,14 @@ def test_tables_and_figures_show_every_point(swept):
     _, result = swept
     lines = result.table().splitlines()
     assert len(lines) == 4
-    assert lines[0].startswith("| layer | accuracy | digit, total / first |")
+    assert lines[0].startswith("| layer | accuracy | digit, by pairs | background, by pairs | digit, total / first |")
+    assert "above the floor" in lines[0]
+    by_variance = dataclasses.replace(
+        result, points=tuple(dataclasses.replace(p, pair_shares={}) for p in result.points)
+    )
+    assert "by pairs" not in by_variance.table()
+    assert "MSC eq. 20, the paper's measure" in by_variance.caption
+    assert by_variance.figure()
     embedding = dataclasses.replace(
         result, points=tuple(dataclasses.replace(p, accuracy=None, agreement=None) for p in result.points)
     )
@@ -103,7 +148,7 @@ def test_tables_and_figures_show_every_point(swept):
     assert max(figure.axes[0].get_yticks()) <= 100
     assert {t.get_text() for t in figure.axes[0].get_legend().get_texts()} >= {"digit", "background"}
     assert json.dumps(result.to_dict())
-    assert "total effect" in result.caption
+    assert "what pairs of images that share the concept have in common" in result.caption
     with pytest.raises(ConfigError, match="no total_effect of 'size'"):
         result.share("size")
 

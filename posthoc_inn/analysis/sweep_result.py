@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +33,9 @@ class SweepPoint(Result):
         explained_by_invariances: MSC eq. 19.
         concepts: Name -> {total_effect, first_order, interaction} of z (MSC eq. 20), with their errors.
         output_similarity: Cosine similarity of the model's output for samples to that for their image, of embeddings.
+        above_floor: MSC eq. 19 without what the encoder's noise makes of it; None where it was not measured.
+        pair_shares: Name -> share of what pairs have in common that z determines, its error, and whether e has learned
+            the concept (`PairShare`); empty where nothing is known of pairs.
     """
 
     name: str
@@ -43,11 +47,14 @@ class SweepPoint(Result):
     explained_by_invariances: float
     concepts: Mapping[str, Mapping[str, Any]]
     output_similarity: float | None = None
+    above_floor: float | None = None
+    pair_shares: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> SweepPoint:
         """Return what a job's result says."""
-        relevance = (result.get("concepts") or {}).get("relevance") or {"concepts": []}
+        measured = result.get("concepts") or {}
+        relevance, pairs = (measured.get(k) or {"concepts": []} for k in ("relevance", "pair_shares"))
         return cls(
             name=result["name"],
             position=float(result["position"]),
@@ -58,6 +65,8 @@ class SweepPoint(Result):
             explained_by_invariances=result["explained_by_invariances"]["value"],
             concepts={c["name"]: c for c in relevance["concepts"]},
             output_similarity=result["faithfulness"].get("output_similarity"),
+            above_floor=result["explained_by_invariances"].get("above_floor"),
+            pair_shares={c["name"]: c for c in pairs["concepts"]},
         )
 
 
@@ -79,13 +88,26 @@ class SweepResult(Result):
         names = self.points[0].concepts if self.points else {}
         return [n for n in names if n not in (RESIDUAL, RANDOM)]
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether shares by pairs were measured, at some point at least."""
+        return any(p.pair_shares for p in self.points)
+
     def share(self, concept: str, measure: str = "total_effect") -> list[float]:
         """Return a concept's share explained by z at each point.
+
+        Args:
+            concept: Its name.
+            measure: "total_effect" or "first_order" (MSC eq. 20); or "pairs", the share of what pairs have in common,
+                which is nan where e has not learned the concept.
 
         Raises:
             ConfigError: There is no such concept or measure.
         """
         try:
+            if measure == "pairs":
+                found = (p.pair_shares[concept] for p in self.points)
+                return [float(s["value"]) if s["is_learned"] else math.nan for s in found]
             return [float(p.concepts[concept][measure]["value"]) for p in self.points]
         except (KeyError, TypeError) as error:
             known = ", ".join(self.points[0].concepts) if self.points else "none"
@@ -102,9 +124,27 @@ class SweepResult(Result):
             raise DataError("A correlation needs at least three points with an accuracy.")
         return float(torch.corrcoef(torch.tensor(pairs, dtype=torch.float64).T)[0, 1])
 
+    def _drawn(self, name: str) -> tuple[list[float], list[float]]:
+        """Return the solid line of a concept and its errors, in per cent: by pairs where there are any."""
+        if self.has_pairs:
+            found = [p.pair_shares.get(name) or {"is_learned": False} for p in self.points]
+            found = [s if s["is_learned"] else {"value": math.nan, "standard_error": math.nan} for s in found]
+        else:
+            found = [dict(p.concepts[name]["total_effect"]) for p in self.points]
+        value, error = ([math.nan if s[k] is None else 100 * s[k] for s in found] for k in ("value", "standard_error"))
+        return value, error
+
     @property
     def caption(self) -> str:
         """What to conclude, and what not."""
+        if self.has_pairs:
+            return (
+                f"What the layer's z determines of each concept, by {self.axis}: solid, share of what pairs of images "
+                "that share the concept have in common (with its standard error); dotted, total effect (MSC eq. 20, "
+                "the paper's), which counts all that the concept's factor holds, what pairs do not share included. "
+                "A point that is missing: e has not learned the concept. Points are separate fits of t: differences "
+                "smaller than the error bars say nothing."
+            )
         return (
             f"Share of each concept's variance that the layer's z explains, by {self.axis}: solid, total effect (MSC "
             "eq. 20, the paper's measure); dotted, first-order share, which does not depend on how t uses v. If both "
@@ -113,15 +153,18 @@ class SweepResult(Result):
         )
 
     def table(self) -> str:
-        """Return a Markdown table: a row a point, total effect and first-order share in per cent."""
+        """Return a Markdown table: a row a point, shares by pairs, total effect and first-order share in per cent."""
         columns = {self.axis: [_cell(p.name) for p in self.points]}
         columns["accuracy"] = [_percent(p.accuracy) for p in self.points]
+        for name in self.concept_names if self.has_pairs else ():
+            columns[f"{_cell(name)}, by pairs"] = [_by_pairs(p.pair_shares.get(name)) for p in self.points]
         for name in self.concept_names:
             shares = zip(self.share(name), self.share(name, "first_order"), strict=True)
             columns[f"{_cell(name)}, total / first"] = [
                 f"{_percent(total)} / {_percent(first)}" for total, first in shares
             ]
         columns["explained by v"] = [_percent(p.explained_by_invariances) for p in self.points]
+        columns["above the floor"] = [_percent(p.above_floor) for p in self.points]
         columns["t, nats"] = [f"{p.held_out:.1f}" for p in self.points]
         columns["agreement"] = [_percent(p.agreement) for p in self.points]
         similar = [p.output_similarity for p in self.points]
@@ -138,14 +181,14 @@ class SweepResult(Result):
         x = list(range(len(self.points))) if is_named else [p.position for p in self.points]
         for color, name in zip(drawing.PALETTE, self.concept_names, strict=False):
             legend = drawing.as_label(name)
-            shares = [p.concepts[name]["total_effect"] for p in self.points]
-            value = [100 * s["value"] for s in shares]
-            error = [100 * s["standard_error"] for s in shares]
+            value, error = self._drawn(name)
             ax.errorbar(
                 x, value, yerr=error, color=color, linewidth=1.8, marker="o", markersize=3.5, capsize=2, label=legend
             )
-            ax.plot(x, [100 * v for v in self.share(name, "first_order")], color=color, linewidth=1.2, linestyle=":")
-        ax.set(xlabel=drawing.as_label(self.axis), ylabel="explained by z, % of the concept's variance")
+            beside = self.share(name, "total_effect" if self.has_pairs else "first_order")
+            ax.plot(x, [100 * v for v in beside], color=color, linewidth=1.2, linestyle=":")
+        whole = "what pairs have in common" if self.has_pairs else "the concept's variance"
+        ax.set(xlabel=drawing.as_label(self.axis), ylabel=f"explained by z, % of {whole}")
         drawing.plain(ax)
         if is_named:
             ax.set_xticks(x, [drawing.as_label(p.name) for p in self.points], rotation=25, ha="right")
@@ -177,6 +220,14 @@ class SweepResult(Result):
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         ax.set_yticks([tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick <= min(100, ax.get_ylim()[1])])
         return figure
+
+
+def _by_pairs(share: Mapping[str, Any] | None) -> str:
+    if share is None:
+        return ""
+    if not share["is_learned"]:
+        return "not learned"
+    return f"{100 * share['value']:.1f} ± {100 * share['standard_error']:.1f} %"
 
 
 def _cell(name: str) -> str:

@@ -11,7 +11,9 @@ from torch import Tensor
 from posthoc_inn import analysis
 from posthoc_inn.analysis.pair_shares import MOST_IMAGES
 from posthoc_inn.concepts import ConceptModel, LabelsOf, as_source, length_of
-from posthoc_inn.fit.binding import over_rows
+from posthoc_inn.fit.binding import over_held_out, over_rows
+from posthoc_inn.fit.preparing import find_concepts
+from posthoc_inn.fit.request import FitRequest
 from posthoc_inn.images import BatchSource, positions, some_of
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.progress import Reporter
@@ -44,6 +46,30 @@ def shares_of_fit(
     if held_out is not None:
         return _shares(pipeline, concepts, held_out[0], (held_out[1],), seed=seed, are_held_out=True)
     return _shares(pipeline, concepts, *train, seed=seed, are_held_out=False)
+
+
+def shares_of_held_out(
+    pipeline: Pipeline, concepts: ConceptModel, request: FitRequest, *, seed: int
+) -> analysis.PairShares | None:
+    """Return shares by pairs of a fit's held-out images, of an e that the fit was given.
+
+    Args:
+        pipeline: The fitted parts.
+        concepts: e.
+        request: What was asked for, with e's concepts.
+        seed: Of the fit.
+
+    Returns:
+        The shares; None where nothing is known of the held-out images' concepts, or they give no pairs.
+
+    Raises:
+        PosthocInnError: The concepts stand for nothing, or are others than e's.
+    """
+    _, held_out, wanted = find_concepts(request, seed=seed)
+    images = BatchSource(held_out, batch_size=128, seed=seed).check()
+    cache = _rows(pipeline, images)
+    source, _ = over_held_out(wanted, cache)
+    return None if source is None else _shares(pipeline, concepts, source, (cache,), seed=seed, are_held_out=True)
 
 
 def shares_of_data(
@@ -79,13 +105,19 @@ def shares_of_data(
     images = BatchSource(some, batch_size=128, seed=seed).check()
     if isinstance(source, LabelsOf):
         source.check(images)
+    cache = _rows(pipeline, images)
+    over = over_rows(source, cache, place, length, None)
+    return _shares(pipeline, concepts, over, (cache,), samples=samples, seed=seed, are_held_out=are_held_out)
+
+
+def _rows(pipeline: Pipeline, images: BatchSource) -> Cache:
+    """Return z, latents and labels of images."""
     reader = RowReader(
         pipeline.extractor, pipeline.adapter, pipeline.device, Reporter(), budget=DEFAULT_BUDGET, for_concepts=True
     )
     cache = reader.read_alone(images)
     reader.encode(pipeline.autoencoder, cache)
-    over = over_rows(source, cache, place, length, None)
-    return _shares(pipeline, concepts, over, (cache,), samples=samples, seed=seed, are_held_out=are_held_out)
+    return cache
 
 
 def _shares(
