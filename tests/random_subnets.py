@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from posthoc_inn.flows.maps import MapCoupling
 from posthoc_inn.flows.subnet import Subnet
 
 
@@ -14,7 +15,7 @@ def randomize(module, *, scale=1.0, weights=None, generator=None):
     """
     generator = torch.Generator().manual_seed(1) if generator is None else generator
     for net in module.modules():
-        if isinstance(net, Subnet):
+        if isinstance(net, Subnet | MapCoupling):
             for parameter in net.output.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.data.copy_(noise * (scale / net.output.in_features**0.5 if weights is None else weights))

@@ -47,6 +47,18 @@ def _spline(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn
     return COUPLINGS["spline"](config, index, generator=generator)
 
 
+def _conv_coupling(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn.Module:
+    from posthoc_inn.flows import COUPLINGS
+
+    return COUPLINGS["conv"](config, index, generator=generator)
+
+
+def _transformer(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn.Module:
+    from posthoc_inn.flows import COUPLINGS
+
+    return COUPLINGS["transformer"](config, index, generator=generator)
+
+
 def _linear(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn.Module:
     from posthoc_inn.flows.registered import no_coupling
 
@@ -359,7 +371,7 @@ def register_autoencoders(register: Register[nn.Module]) -> None:
 
 @hookimpl
 def register_flows(register: Register[nn.Module]) -> None:
-    """Register the two couplings, and the t that has none."""
+    """Register the couplings, and the t that has none."""
     register(
         "affine",
         _affine,
@@ -373,6 +385,20 @@ def register_flows(register: Register[nn.Module]) -> None:
         licence="MIT",
         reference="Neural Spline Flows (NeurIPS 2019)",
         description="monotonic rational-quadratic spline coupling",
+    )
+    register(
+        "conv",
+        _conv_coupling,
+        licence="MIT",
+        reference="Glow (NeurIPS 2018), Jet (TMLR 2025)",
+        description="affine coupling over codes that are maps: checkerboard and channels, convolutional subnets",
+    )
+    register(
+        "transformer",
+        _transformer,
+        licence="MIT",
+        reference="Jet (TMLR 2025)",
+        description="affine coupling over codes that are maps: checkerboard and channels, transformers over the places",
     )
     register(
         "linear",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,8 +59,9 @@ class FlowConfig(Config):
     Attributes:
         dim: D, width of the data and of the base variable.
         context_dim: Width of the context; 0 for an unconditional flow (e).
-        kind: Registered kind: the coupling "affine", "spline", or one of a plugin's; "linear", for t alone, the linear
-            Gaussian in closed form, without any couplings; "linear+" and a coupling: couplings on what it leaves.
+        kind: Registered kind: the coupling "affine" or "spline", "conv" or "transformer", which see places, or one of a
+            plugin's; "linear", for t alone, the linear Gaussian in closed form, without any couplings; "linear+" and
+            a coupling: couplings on what it leaves.
         blocks: Blocks of actnorm, two couplings and a permutation.
         width: Hidden width of the subnets.
         depth: Hidden layers of the subnets; h_d of tab. S10 counts the layers between them, so it is one less.
@@ -69,6 +71,9 @@ class FlowConfig(Config):
         tail: The spline acts on [-tail, tail], and is the identity outside.
         dropout: Dropout rate in the subnets, training only.
         activation: Activation of the subnets.
+        latent_shape: C, h, w of data that are maps, flattened; empty for data without places.
+        context_channels: Channels of the context that lie on the same places: the last `context_channels` · h · w of
+            its values. Only couplings that see places take such.
         seed: Seed of the permutations and of the initial weights.
     """
 
@@ -84,9 +89,21 @@ class FlowConfig(Config):
     tail: float = 5.0
     dropout: float = 0.0
     activation: Activation = "silu"
+    latent_shape: tuple[int, ...] = ()
+    context_channels: int = 0
     seed: int = 0
 
     def _check(self, problems: Problems) -> None:
+        shape = self.latent_shape
+        problems.check(
+            not shape or (len(shape) == 3 and min(shape) >= 1 and math.prod(shape) == self.dim),
+            f"latent_shape must be (C, h, w) of {self.dim} values, got {shape}",
+        )
+        lying = self.context_channels * (math.prod(shape[1:]) if shape else 1)
+        problems.check(
+            0 <= lying <= self.context_dim,
+            f"{self.context_channels} context_channels are {lying} values, of a context of width {self.context_dim}",
+        )
         problems.check(2 <= self.dim <= MAX_DIM, f"dim must be 2 to {MAX_DIM}, got {self.dim}")
         problems.check(0 <= self.context_dim <= MAX_DIM, f"context_dim must be 0 to {MAX_DIM}, got {self.context_dim}")
         problems.check(1 <= self.blocks <= 1000, f"blocks must be 1 to 1000, got {self.blocks}")
@@ -96,6 +113,16 @@ class FlowConfig(Config):
         problems.check(2 <= self.bins <= 256, f"bins must be 2 to 256, got {self.bins}")
         problems.check(0 < self.tail <= 1000, f"tail must be in (0, 1000], got {self.tail}")
         problems.check(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+
+    @property
+    def places(self) -> tuple[int, int, int]:
+        """C, h, w of the data; one place with D channels where they have none.
+
+        >>> FlowConfig(dim=8, latent_shape=(2, 2, 2)).places, FlowConfig(dim=8).places
+        ((2, 2, 2), (8, 1, 1))
+        """
+        channels, height, width = self.latent_shape or (self.dim, 1, 1)
+        return channels, height, width
 
     @property
     def is_linear_first(self) -> bool:
@@ -138,6 +165,8 @@ class ConditionerConfig(Config):
         depth: Hidden layers; for maps, at least as many halvings as bring the map to 4 pixels or less.
         dropout: Dropout rate, training only.
         activation: Activation of the hidden layers.
+        map_channels: Channels of the context that keep places, where z has places (`grid`): the last of its values.
+        map_size: h and w of these places, which are the code's.
         seed: Seed of the initial weights.
     """
 
@@ -147,9 +176,20 @@ class ConditionerConfig(Config):
     depth: int = 1
     dropout: float = 0.0
     activation: Activation = "silu"
+    map_channels: int = 0
+    map_size: tuple[int, ...] = ()
     seed: int = 0
 
     def _check(self, problems: Problems) -> None:
+        problems.check(
+            self.map_channels == 0 or (self.grid is not None and len(self.map_size) == 2 and min(self.map_size) >= 1),
+            f"{self.map_channels} map_channels need a z with places and a map_size (h, w), got {self.z_shape} and "
+            f"{self.map_size}",
+        )
+        problems.check(
+            0 <= self.map_channels * math.prod(self.map_size) < max(self.context_dim, 1),
+            f"{self.map_channels} map_channels leave no vector in a context of width {self.context_dim}",
+        )
         problems.check(
             1 <= len(self.z_shape) <= 3 and all(1 <= n <= MAX_DIM for n in self.z_shape),
             f"z_shape must be (N,), (T, N) or (C, H, W) with sizes of 1 to {MAX_DIM}, got {self.z_shape}",
@@ -158,6 +198,25 @@ class ConditionerConfig(Config):
         problems.check(1 <= self.width <= 65536, f"width must be 1 to 65536, got {self.width}")
         problems.check(0 <= self.depth <= 20, f"depth must be 0 to 20, got {self.depth}")
         problems.check(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the places that z has; None where it has none, or one.
+
+        Tokens have places where they are as many as a square has, or one more, the first: a class token.
+
+        >>> [ConditionerConfig(shape).grid for shape in ((64, 7, 5), (197, 192), (64,), (10, 64))]
+        [(7, 5), (14, 14), None, (3, 3)]
+        """
+        if len(self.z_shape) == 3:
+            height, width = self.z_shape[1:]
+        elif len(self.z_shape) == 2:
+            height = width = math.isqrt(self.z_shape[0])
+            if self.z_shape[0] - height * width > 1:
+                return None
+        else:
+            return None
+        return (height, width) if height * width > 1 else None
 
 
 @dataclass(frozen=True)
@@ -310,6 +369,7 @@ class FitConfig(Config):
         autoencoder_training: How E and D are trained.
         flow_training: How t is trained.
         concepts: e and its training, where there are concepts.
+        context_channels: Channels of the context that keep z's places, where z, the code and the couplings have places.
         flow_on_concepts: Let t work on the factors of e, where there is one (see `ConditionalFlow.set_base`). Without,
             which is the default, t is fitted as if there were no concepts, as in the papers. e knows its training
             images by heart, and t cannot undo what that does to held-out ones: on the digits t on e's factors was at
@@ -332,6 +392,7 @@ class FitConfig(Config):
     autoencoder_training: TrainConfig
     flow_training: TrainConfig
     concepts: ConceptConfig = ConceptConfig()
+    context_channels: int = 32
     flow_on_concepts: bool = False
     interaction_weight: float = 0.0
     linear_fallback: bool = True
@@ -339,6 +400,10 @@ class FitConfig(Config):
     def _check(self, problems: Problems) -> None:
         problems.check(
             self.interaction_weight >= 0, f"interaction_weight must not be negative: {self.interaction_weight}"
+        )
+
+        problems.check(
+            0 <= self.context_channels <= 4096, f"context_channels must be 0 to 4096, got {self.context_channels}"
         )
 
     def with_seed(self, seed: int) -> FitConfig:

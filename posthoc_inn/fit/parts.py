@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -116,22 +117,38 @@ class FitResult:
     every_held_out: Cache
 
 
-def make_flow(config: FitConfig, z_shape: tuple[int, ...], concept_model: ConceptModel | None) -> ConditionalFlow:
+def make_flow(
+    config: FitConfig,
+    z_shape: tuple[int, ...],
+    concept_model: ConceptModel | None,
+    latent_shape: tuple[int, ...] = (),
+) -> ConditionalFlow:
     """Return an untrained t for z of shape (B, *z_shape), on the factors of a trained e where there is one.
+
+    Where the code is a map, `latent_shape` (C, h, w), the couplings see places, and z has places, the context has
+    places too.
 
     Raises:
         UnknownNameError: Nobody registers the coupling that `config` names.
         PluginError: It comes with a plugin that is broken.
     """
+    shape, coupling = config.flow, coupling_of(config.flow)
     conditioner = ConditionerConfig(
         z_shape=z_shape,
         context_dim=config.context_dim,
         width=config.conditioner_width,
         depth=config.conditioner_depth,
-        dropout=config.flow.dropout,
-        seed=config.flow.seed,
+        dropout=shape.dropout,
+        seed=shape.seed,
     )
-    flow = ConditionalFlow(config.flow, conditioner, coupling=coupling_of(config.flow))
+    if len(latent_shape) == 3:
+        shape = shape.replace(latent_shape=latent_shape)
+        if getattr(coupling, "keeps_places", False) and conditioner.grid is not None and config.context_channels:
+            size, channels = latent_shape[1:], config.context_channels
+            context_dim = config.context_dim + channels * math.prod(size)
+            conditioner = conditioner.replace(context_dim=context_dim, map_channels=channels, map_size=size)
+            shape = shape.replace(context_dim=context_dim, context_channels=channels)
+    flow = ConditionalFlow(shape, conditioner, coupling=coupling)
     if concept_model is not None and config.flow_on_concepts:
         flow.set_base(concept_model.flow)
     return flow

@@ -132,6 +132,12 @@ def make_autoencoder(subject: Subject, adapter: InputAdapter) -> tuple[Autoencod
     return as_autoencoder(built), not hasattr(built, "loss")
 
 
+def shape_of(autoencoder: nn.Module) -> tuple[int, ...]:
+    """Return C, h, w of an autoencoder's codes where they are maps, and () where they are not, or it does not tell."""
+    found = tuple(getattr(autoencoder, "latent_shape", ()))
+    return found if len(found) == 3 else ()
+
+
 def configured(config: FitConfig, request: FitRequest, *, latent_dim: int, length: int | None, seed: int) -> FitConfig:
     """Return `config` for latents of this width, with the steps that were asked for.
 
@@ -364,7 +370,7 @@ def prepare(
         probe=probe,
         autoencoder=autoencoder,
         autoencoder_is_fitted=is_fitted,
-        flow=make_flow(config, probe.z_shape, subject.concept_model if wanted is None else None),
+        flow=make_flow(config, probe.z_shape, subject.concept_model if wanted is None else None, shape_of(autoencoder)),
         config=config,
         data=source,
         held_out=kept,

@@ -37,7 +37,7 @@ def reseeded(parts: Parts, trained: ConditionalFlow, number: int) -> Parts:
         flow=config.flow.replace(seed=seed),
         flow_training=config.flow_training.replace(seed=derived(seed, "t")),
     )
-    flow = make_flow(config, parts.probe.z_shape, None)
+    flow = make_flow(config, parts.probe.z_shape, None, parts.flow.flow.config.latent_shape)
     if trained.base is not None:
         flow.set_base(trained.base)
     return dataclasses.replace(parts, config=config, flow=flow.to(parts.device))

@@ -17,11 +17,11 @@ CouplingFactory = Callable[..., nn.Module]
 
 The module has forward(x, context) -> (y, log_det) and inverse(y, context) -> x; if it also has
 `project(context)`, it may be handed what that returned in place of the context. Even indices move the first
-half."""
+half. A module whose `keeps_places` is true is one for maps: nothing is shuffled between such."""
 
 
 class Block(nn.Module):
-    """Actnorm, then two couplings (each half conditions the other once), then a fixed permutation.
+    """Actnorm, then two couplings (each half conditions the other once), then a fixed permutation, not of maps.
 
     Args:
         config: Shape of the flow.
@@ -42,7 +42,8 @@ class Block(nn.Module):
         self.actnorm = ActNorm(config.dim)
         self.couplings = nn.ModuleList(coupling(config, 2 * index + i, generator=generator) for i in range(2))
         seed = int(torch.randint(1 << 62, (), generator=generator, device="cpu"))
-        self.permutation = Permutation(config.dim, seed)
+        keeps_places = getattr(self.couplings[0], "keeps_places", False)
+        self.permutation = Permutation(config.dim, None if keeps_places else seed)
 
     def forward(self, x: Tensor, first: Context, second: Context) -> tuple[Tensor, Tensor]:
         """Map `x` (..., D) to y (..., D) and log_det (...) in nats, with one context a coupling."""

@@ -19,9 +19,16 @@ SMALLEST_MAP = 4
 """Maps are halved until no side is longer than this many pixels."""
 POOLS = 8
 """Learned poolings over the tokens."""
+MOST_PLACE_WIDTH = 64
+"""Channels of what keeps places, at the most: there are many places."""
 GAIN = math.sqrt(2)
 FIRST_GAIN = 0.3
 """Of the layer that reads z. Contexts start small, and what random weights make of noise in z fades sooner."""
+
+
+def _vector_dim(config: ConditionerConfig) -> int:
+    """Return the width of what of a context has no places."""
+    return config.context_dim - config.map_channels * math.prod(config.map_size)
 
 
 def _mlp(
@@ -34,7 +41,8 @@ def _mlp(
         layers += [make_activation(config.activation)]
         layers += [Dropout(config.dropout)] if config.dropout else []
         inputs = config.width
-    return [*layers, Linear(inputs, config.context_dim, generator=generator, gain=GAIN if config.depth else first_gain)]
+    gain = GAIN if config.depth else first_gain
+    return [*layers, Linear(inputs, _vector_dim(config), generator=generator, gain=gain)]
 
 
 def _vector_net(config: ConditionerConfig, generator: torch.Generator) -> nn.Sequential:
@@ -59,7 +67,7 @@ def _map_net(config: ConditionerConfig, generator: torch.Generator) -> nn.Sequen
         layers += [Dropout(config.dropout)] if config.dropout else []
         channels = out
         size = [math.ceil(n / s) for n, s in zip(size, stride, strict=True)]
-    head = Linear(channels * size[0] * size[1], config.context_dim, generator=generator, gain=GAIN)
+    head = Linear(channels * size[0] * size[1], _vector_dim(config), generator=generator, gain=GAIN)
     return nn.Sequential(*layers, nn.Flatten(), head)
 
 
@@ -81,6 +89,45 @@ class _TokenNet(nn.Module):
         weights = self.score(h).softmax(dim=-2)
         pooled = (weights.unsqueeze(-1) * h.unsqueeze(-2)).sum(dim=-3)
         out: Tensor = self.out(torch.cat([pooled.flatten(-2), h[..., 0, :]], dim=-1))
+        return out
+
+
+class _PlaceNet(nn.Module):
+    """What lies at the places of z, brought to the places of the code: (B, *z_shape) to (B, map_channels, h, w).
+
+    Halved by strided convolutions while that leaves as many places as the code has, resized for the rest.
+    """
+
+    def __init__(self, config: ConditionerConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        size = list(config.grid or (1, 1))
+        channels = config.z_shape[0] if len(config.z_shape) == 3 else config.z_shape[1]
+        width = min(MOST_PLACE_WIDTH, config.width)
+        # One place at a time first: maps of a large backbone have a thousand channels.
+        self.reduce = Linear(channels, width, generator=generator, gain=FIRST_GAIN)
+        self.activation = make_activation(config.activation)
+        layers: list[nn.Module] = []
+        while any(n >= 2 * m for n, m in zip(size, config.map_size, strict=True)):
+            stride = [1 + (n >= 2 * m) for n, m in zip(size, config.map_size, strict=True)]
+            layers += [Conv2d(width, width, (stride[0], stride[1]), generator=generator, gain=GAIN)]
+            layers += [make_activation(config.activation)]
+            size = [math.ceil(n / s) for n, s in zip(size, stride, strict=True)]
+        self.shrink = nn.Sequential(*layers)
+        self.near = Conv2d(width, width, generator=generator, gain=GAIN)
+        self.dropout = Dropout(config.dropout)
+        self.out = Conv2d(width, config.map_channels, generator=generator, gain=GAIN)
+
+    def forward(self, z: Tensor) -> Tensor:
+        if z.ndim == 3:
+            height, width = self.config.grid or (1, 1)
+            h = self.reduce(z[:, z.shape[1] - height * width :]).unflatten(1, (height, width))
+        else:
+            h = self.reduce(z.movedim(1, -1))
+        h = self.shrink(self.activation(h).movedim(-1, 1))
+        if tuple(h.shape[2:]) != self.config.map_size:
+            h = nn.functional.interpolate(h, self.config.map_size, mode="bilinear", align_corners=False)
+        out: Tensor = self.out(self.dropout(self.activation(self.near(h))))
         return out
 
 
@@ -185,7 +232,8 @@ class Conditioner(Standardization):
 
     Vectors, and maps of one pixel, pass an MLP; maps strided convolutions; tokens a learned attention
     pooling. z is standardised by frozen statistics, per channel for maps, per feature otherwise, and clipped
-    at ±10 deviations.
+    at ±10 deviations. With `map_channels`, the context ends with a map, flattened, on the code's places: what z holds
+    at a place conditions that place of the code.
 
     Args:
         config: The shape of z and of the network.
@@ -208,6 +256,7 @@ class Conditioner(Standardization):
             self.net = _map_net(config, generator)
         else:
             self.net = _TokenNet(config, generator)
+        self.places = _PlaceNet(config, generator) if config.map_channels else None
 
     def forward(self, z: Tensor) -> Tensor:
         """Map z (..., *z_shape) to the context (..., C).
@@ -219,4 +268,6 @@ class Conditioner(Standardization):
         lead = z.shape[: z.ndim - len(self.config.z_shape)]
         rows = self.standardize(z).reshape(-1, *self.config.z_shape)
         context: Tensor = self.net(rows)
+        if self.places is not None:
+            context = torch.cat([context, self.places(rows).flatten(1)], dim=1)
         return context.reshape(*lead, self.config.context_dim)

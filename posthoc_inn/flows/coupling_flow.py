@@ -16,9 +16,15 @@ from posthoc_inn.flows.block import Block, CouplingFactory, are_affine
 from posthoc_inn.flows.coupling import AffineCoupling, Context, ProjectedContext, check_context, check_width
 from posthoc_inn.flows.fast import training as fast
 from posthoc_inn.flows.fast.workspace import Workspace
+from posthoc_inn.flows.maps import ConvCoupling, TransformerCoupling
 from posthoc_inn.flows.spline import SplineCoupling
 
-COUPLINGS: Mapping[str, CouplingFactory] = {"affine": AffineCoupling, "spline": SplineCoupling}
+COUPLINGS: Mapping[str, CouplingFactory] = {
+    "affine": AffineCoupling,
+    "conv": ConvCoupling,
+    "spline": SplineCoupling,
+    "transformer": TransformerCoupling,
+}
 """The built-in couplings, by the name that `FlowConfig.kind` gives."""
 
 

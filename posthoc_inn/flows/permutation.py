@@ -13,7 +13,7 @@ class Permutation(nn.Module):
 
     Args:
         dim: D, number of features.
-        seed: Seed of p; the global generator is not used.
+        seed: Seed of p; the global generator is not used. None: everything stays where it is.
 
     >>> shuffle = Permutation(5, seed=3)
     >>> x = torch.arange(5.0)[None]
@@ -25,11 +25,13 @@ class Permutation(nn.Module):
     permutation: Tensor
     inverse_permutation: Tensor
 
-    def __init__(self, dim: int, seed: int) -> None:
+    def __init__(self, dim: int, seed: int | None) -> None:
         super().__init__()
         self.dim = dim
-        generator = torch.Generator().manual_seed(seed)
-        permutation = torch.randperm(dim, generator=generator, device="cpu")
+        if seed is None:
+            permutation = torch.arange(dim, device="cpu")
+        else:
+            permutation = torch.randperm(dim, generator=torch.Generator().manual_seed(seed), device="cpu")
         self.register_buffer("permutation", permutation)
         # Not saved: a file must not be able to hold an inverse that is none.
         self.register_buffer("inverse_permutation", permutation.argsort(), persistent=False)

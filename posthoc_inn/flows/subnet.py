@@ -101,6 +101,8 @@ class Conv2d(nn.Conv2d):
         stride: Vertical and horizontal stride.
         generator: Draws the initial weights.
         gain: As in `Linear`.
+        fan_in: As in `Linear`.
+        is_exact: As in `Linear`.
     """
 
     compute_dtype: torch.dtype | None = None
@@ -109,13 +111,16 @@ class Conv2d(nn.Conv2d):
         self,
         in_channels: int,
         out_channels: int,
-        stride: tuple[int, int],
+        stride: tuple[int, int] = (1, 1),
         *,
         generator: torch.Generator,
         gain: float = 1.0,
+        fan_in: int | None = None,
+        is_exact: bool = False,
     ) -> None:
         super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
-        _draw(self.weight, gain * math.sqrt(3 / (9 * in_channels)), generator)
+        self.is_exact = is_exact
+        _draw(self.weight, gain * math.sqrt(3 / (fan_in or 9 * in_channels)), generator)
 
     def reset_parameters(self) -> None:
         """Zero everything; the constructor draws from its own generator, never from the global one."""
@@ -144,7 +149,7 @@ def set_compute_dtype(module: nn.Module, dtype: torch.dtype | None) -> None:
     if dtype is not None and not dtype.is_floating_point:
         raise ConfigError(f"compute dtype must be a floating-point type such as torch.bfloat16, or None; got {dtype}.")
     for layer in module.modules():
-        if isinstance(layer, Conv2d) or (isinstance(layer, Linear) and not layer.is_exact):
+        if isinstance(layer, Conv2d | Linear) and not layer.is_exact:
             layer.compute_dtype = dtype
 
 

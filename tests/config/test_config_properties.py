@@ -70,11 +70,15 @@ FLOWS = st.builds(
     tail=real(0, 1000, exclude_min=True),
     dropout=SHARE,
     activation=ACTIVATION,
+    latent_shape=st.just(()),
+    context_channels=st.just(0),
     seed=SEED,
 )
 CONDITIONERS = st.builds(
     ConditionerConfig,
     z_shape=st.lists(whole(1, MAX_DIM), min_size=1, max_size=3).map(tuple),
+    map_channels=st.just(0),
+    map_size=st.just(()),
     context_dim=whole(1, MAX_DIM),
     width=whole(1, 65536),
     depth=whole(0, 20),
@@ -137,6 +141,7 @@ FITS = st.builds(
     autoencoder_training=TRAININGS,
     flow_training=TRAININGS,
     concepts=CONCEPTS,
+    context_channels=whole(0, 4096),
     flow_on_concepts=st.booleans(),
     interaction_weight=real(0, 1e6),
     linear_fallback=st.booleans(),

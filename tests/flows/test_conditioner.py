@@ -210,3 +210,56 @@ def test_the_seed_decides_the_weights_and_the_global_generator_is_left_alone(sha
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((3, 13, 5), (4, 4)), ((6, 4, 4), (8, 8)), ((6, 32, 32), (4, 6)), ((17, 8), (4, 4)), ((16, 8), (2, 2))],
+    ids=["odd", "smaller", "larger", "class token", "patches"],
+)
+def test_a_context_with_places_ends_with_a_map_and_every_parameter_has_a_gradient(shape, size):
+    places = {"context_dim": 7 + 2 * size[0] * size[1], "map_channels": 2, "map_size": size}
+    conditioner = Conditioner(ConditionerConfig(z_shape=shape, width=16, **places)).double()
+    z = torch.randn(8, *shape, dtype=torch.float64)
+    conditioner.fit_standardization([z])
+    context = conditioner(z)
+    assert context.shape == (8, places["context_dim"])
+    context.square().sum().backward()
+    for name, parameter in conditioner.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_what_lies_at_a_place_of_z_lies_there_in_the_context():
+    config = ConditionerConfig(z_shape=(3, 32, 32), context_dim=7 + 2 * 64, width=16, map_channels=2, map_size=(8, 8))
+    conditioner = Conditioner(config)
+    z = torch.randn(4, 3, 32, 32)
+    conditioner.fit_standardization([z])
+    touched = z.clone()
+    touched[0, :, 2:6, 26:30] += 3.0  # high up, on the right
+    moved = (conditioner(touched) - conditioner(z))[0, 7:].reshape(2, 8, 8).abs().amax(0)
+    # Touched are row 1 and columns 6 and 7 of 8 × 8; convolutions reach two places further, resizing one.
+    assert moved[1, 6:].min() > 0
+    assert moved[:, :3].max() == 0
+    assert moved[5:].max() == 0
+
+
+def test_the_class_token_has_no_place():
+    config = ConditionerConfig(z_shape=(17, 8), context_dim=7 + 2 * 16, width=16, map_channels=2, map_size=(4, 4))
+    conditioner = Conditioner(config)
+    z = torch.randn(4, 17, 8)
+    conditioner.fit_standardization([z])
+    touched = z.clone()
+    touched[:, 0] += 3.0
+    moved = (conditioner(touched) - conditioner(z)).abs()
+    assert moved[:, 7:].max() == 0
+    assert moved[:, :7].max() > 0
+
+
+@pytest.mark.parametrize(
+    "places", [{"z_shape": (64,)}, {"z_shape": (10, 8, 1)[:2], "map_size": (4,)}, {"map_size": (9, 9)}]
+)
+def test_a_map_that_z_or_the_context_has_no_place_for_is_refused(places):
+    with pytest.raises(ConfigError, match="map_channels"):
+        ConditionerConfig(
+            **({"z_shape": (3, 4, 4), "context_dim": 100, "map_channels": 2, "map_size": (2, 2)} | places)
+        )
