@@ -2,11 +2,11 @@
 
     python benchmarks/layers.py [--contexts 128 512 linear] [--steps 900] [--data-dir DIR] [--layers stem ... head]
 
-An early layer determines nearly the whole picture: there samples have to come as near to their image as reconstructions
-do, and what lies between is t's own error. A small network on coloured digits (those that come with scikit-learn; MNIST's
-from --data-dir), one autoencoder for all, a t of the preset "quick" for each layer and each context: a number is the
-width of H(z), "linear" puts the linear Gaussian first. Prints the squared error of pixels in [-1, 1] and the cosine of z,
-of reconstructions and of samples, on held-out images, and MSC eq. 19 above its floor.
+An early layer determines nearly the whole picture: there samples have to come as near to their image as
+reconstructions do, and what lies between is t's own error. A small network on coloured digits (those that come with
+scikit-learn; MNIST's from --data-dir), one autoencoder for all, a t of the preset "quick" for each layer and each
+context: a number is the width of H(z), "linear" puts the linear Gaussian first. Prints the squared error of pixels in
+[-1, 1] and the cosine of z, of reconstructions and of samples, on held-out images, and MSC eq. 19 above its floor.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def measured(interpreter: Interpreter, images: Tensor) -> dict[str, float]:
 
 
 def main() -> None:
+    """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--data-dir", default=None, help="MNIST as torchvision keeps it; digits of scikit-learn without"
@@ -98,8 +99,10 @@ def main() -> None:
         right = float((model(kept * 2 - 1).argmax(1) == kept_labels).float().mean())
     print(statement(torch.get_num_threads()))
     print(f"{len(pictures):,} images; the network is right on {100 * right:.1f} % of {len(kept)} others\n")
-    names = ("layer", "numbers", "context", "error: reconstruction", "sample", "ratio", "cosine: reconstruction", "sample",
-             "explained by v, above the floor", "nats", "seconds of t")  # fmt: skip
+    names = (
+        *("layer", "numbers", "context", "error: reconstruction", "sample", "ratio", "cosine: reconstruction"),
+        *("sample", "explained by v, above the floor", "nats", "seconds of t"),
+    )
     print("| " + " | ".join(names) + " |\n" + "| --- " * len(names) + "|")
     autoencoder = None
     for layer in arguments.layers:

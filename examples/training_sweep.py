@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, default=None, help="where its snapshots are; in --out by default")
     parser.add_argument("--only-classifier", action="store_true", help="stop after the first stage")
     parser.add_argument("--steps", type=int, default=600, help="steps of t at each checkpoint")
+    parser.add_argument("--checkpoints", type=int, nargs="+", choices=STEPS, default=STEPS, help="all by default")
     parser.add_argument("--draws", type=int, default=2, help="colourings of each digit")
     parser.add_argument("--seed", type=int, default=2, help="of the classifier's initial weights")
     parser.add_argument("--threads", type=int, default=None)
@@ -90,6 +91,8 @@ def main() -> None:
     checkpoints = train_classifier(arguments.data_dir, snapshots, steps, seed=arguments.seed)
     if arguments.only_classifier:
         return
+    if not arguments.smoke:
+        checkpoints = {step: path for step, path in checkpoints.items() if step in arguments.checkpoints}
     few = {"steps": 20, "autoencoder_steps": 20, "concept_steps": 20} if arguments.smoke else {"steps": arguments.steps}
     executor = None
     if arguments.jobs > 1:
@@ -105,7 +108,7 @@ def main() -> None:
     (out / "table.md").write_text(result.table() + "\n")
     write_analyses("What a SqueezeNet learns to see", [f"Layer {LAYER}, ColorMNIST, {len(result.points)} checkpoints."],
                    [section_of("Training sweep", result, 0.0)], out)  # fmt: skip
-    for step in steps[1 :: max(1, len(steps) - 3)][:2] if arguments.smoke else (4000, 36_000):
+    for step in steps[1:] if arguments.smoke else [s for s in (4000, 36_000) if s in checkpoints]:
         samples(out, checkpoints, float(step), arguments.data_dir)
     found = bars(result)
     minutes = (time.perf_counter() - started) / 60

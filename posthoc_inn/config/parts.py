@@ -165,6 +165,8 @@ class ConditionerConfig(Config):
         depth: Hidden layers; for maps, at least as many halvings as bring the map to 4 pixels or less.
         dropout: Dropout rate, training only.
         activation: Activation of the hidden layers.
+        reduced: Channels that a map with more of them is brought to first, one place at a time; 0 for none. What is
+            saved is the cost of maps with a thousand channels.
         map_channels: Channels of the context that keep places, where z has places (`grid`): the last of its values.
         map_size: h and w of these places, which are the code's.
         seed: Seed of the initial weights.
@@ -176,6 +178,7 @@ class ConditionerConfig(Config):
     depth: int = 1
     dropout: float = 0.0
     activation: Activation = "silu"
+    reduced: int = 0
     map_channels: int = 0
     map_size: tuple[int, ...] = ()
     seed: int = 0
@@ -197,6 +200,7 @@ class ConditionerConfig(Config):
         problems.check(1 <= self.context_dim <= MAX_DIM, f"context_dim must be 1 to {MAX_DIM}, got {self.context_dim}")
         problems.check(1 <= self.width <= 65536, f"width must be 1 to 65536, got {self.width}")
         problems.check(0 <= self.depth <= 20, f"depth must be 0 to 20, got {self.depth}")
+        problems.check(0 <= self.reduced <= 65536, f"reduced must be 0 to 65536, got {self.reduced}")
         problems.check(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
 
     @property

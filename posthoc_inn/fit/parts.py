@@ -22,6 +22,9 @@ from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import History
 
+REDUCED = 64
+"""Channels that H brings a map to first, where it has more: a 3 × 3 convolution of a thousand takes most of a step."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -139,6 +142,7 @@ def make_flow(
         width=config.conditioner_width,
         depth=config.conditioner_depth,
         dropout=shape.dropout,
+        reduced=REDUCED,
         seed=shape.seed,
     )
     if len(latent_shape) == 3:

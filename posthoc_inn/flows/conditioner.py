@@ -45,6 +45,25 @@ def _mlp(
     return [*layers, Linear(inputs, _vector_dim(config), generator=generator, gain=gain)]
 
 
+def _is_reduced(config: ConditionerConfig) -> bool:
+    """Whether z is a map that is brought to fewer channels first."""
+    shape = config.z_shape
+    return len(shape) == 3 and shape[1:] != (1, 1) and 0 < config.reduced < shape[0]
+
+
+class _Reduction(nn.Module):
+    """Fewer channels, one place at a time: (B, C, H, W) to (B, C', H, W)."""
+
+    def __init__(self, config: ConditionerConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.mix = Conv2d(config.z_shape[0], config.reduced, size=1, generator=generator, gain=FIRST_GAIN)
+        self.activation = make_activation(config.activation)
+
+    def forward(self, z: Tensor) -> Tensor:
+        out: Tensor = self.activation(self.mix(z))
+        return out
+
+
 def _vector_net(config: ConditionerConfig, generator: torch.Generator) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), *_mlp(math.prod(config.z_shape), config, generator))
 
@@ -55,6 +74,7 @@ def _map_net(config: ConditionerConfig, generator: torch.Generator) -> nn.Sequen
     Flattening, and not averaging, keeps where things are.
     """
     channels, *size = config.z_shape
+    channels = config.reduced if _is_reduced(config) else channels
     halvings = max(0, *(math.ceil(math.log2(n / SMALLEST_MAP)) for n in size))
     count = max(halvings, config.depth, 1)
     layers: list[nn.Module] = []
@@ -62,7 +82,8 @@ def _map_net(config: ConditionerConfig, generator: torch.Generator) -> nn.Sequen
         stride = (1 + (size[0] > SMALLEST_MAP), 1 + (size[1] > SMALLEST_MAP))
         # Large maps are the costly ones: they get fewer channels, doubled at each halving up to the width.
         out = max(min(config.width, 32), config.width >> max(0, halvings - 1 - i))
-        layers += [Conv2d(channels, out, stride, generator=generator, gain=GAIN if i else FIRST_GAIN)]
+        gain = GAIN if i or _is_reduced(config) else FIRST_GAIN
+        layers += [Conv2d(channels, out, stride, generator=generator, gain=gain)]
         layers += [make_activation(config.activation)]
         layers += [Dropout(config.dropout)] if config.dropout else []
         channels = out
@@ -103,9 +124,9 @@ class _PlaceNet(nn.Module):
         self.config = config
         size = list(config.grid or (1, 1))
         channels = config.z_shape[0] if len(config.z_shape) == 3 else config.z_shape[1]
+        channels, gain = (config.reduced, GAIN) if _is_reduced(config) else (channels, FIRST_GAIN)
         width = min(MOST_PLACE_WIDTH, config.width)
-        # One place at a time first: maps of a large backbone have a thousand channels.
-        self.reduce = Linear(channels, width, generator=generator, gain=FIRST_GAIN)
+        self.mix = Conv2d(channels, width, size=1, generator=generator, gain=gain)
         self.activation = make_activation(config.activation)
         layers: list[nn.Module] = []
         while any(n >= 2 * m for n, m in zip(size, config.map_size, strict=True)):
@@ -121,10 +142,8 @@ class _PlaceNet(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         if z.ndim == 3:
             height, width = self.config.grid or (1, 1)
-            h = self.reduce(z[:, z.shape[1] - height * width :]).unflatten(1, (height, width))
-        else:
-            h = self.reduce(z.movedim(1, -1))
-        h = self.shrink(self.activation(h).movedim(-1, 1))
+            z = z[:, z.shape[1] - height * width :].transpose(1, 2).unflatten(2, (height, width))
+        h = self.shrink(self.activation(self.mix(z)))
         if tuple(h.shape[2:]) != self.config.map_size:
             h = nn.functional.interpolate(h, self.config.map_size, mode="bilinear", align_corners=False)
         out: Tensor = self.out(self.dropout(self.activation(self.near(h))))
@@ -256,6 +275,7 @@ class Conditioner(Standardization):
             self.net = _map_net(config, generator)
         else:
             self.net = _TokenNet(config, generator)
+        self.reduction = _Reduction(config, generator) if _is_reduced(config) else None
         self.places = _PlaceNet(config, generator) if config.map_channels else None
 
     def forward(self, z: Tensor) -> Tensor:
@@ -267,6 +287,8 @@ class Conditioner(Standardization):
         """
         lead = z.shape[: z.ndim - len(self.config.z_shape)]
         rows = self.standardize(z).reshape(-1, *self.config.z_shape)
+        if self.reduction is not None:
+            rows = self.reduction(rows)
         context: Tensor = self.net(rows)
         if self.places is not None:
             context = torch.cat([context, self.places(rows).flatten(1)], dim=1)

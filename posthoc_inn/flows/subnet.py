@@ -93,12 +93,13 @@ class Linear(nn.Linear):
 
 
 class Conv2d(nn.Conv2d):
-    """A 3 × 3 convolution with padding 1, drawn and computed like `Linear`.
+    """A convolution, 3 × 3 with padding 1 or of another odd size, drawn and computed like `Linear`.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         stride: Vertical and horizontal stride.
+        size: Side of the kernel.
         generator: Draws the initial weights.
         gain: As in `Linear`.
         fan_in: As in `Linear`.
@@ -114,13 +115,14 @@ class Conv2d(nn.Conv2d):
         stride: tuple[int, int] = (1, 1),
         *,
         generator: torch.Generator,
+        size: int = 3,
         gain: float = 1.0,
         fan_in: int | None = None,
         is_exact: bool = False,
     ) -> None:
-        super().__init__(in_channels, out_channels, 3, stride=stride, padding=1)
+        super().__init__(in_channels, out_channels, size, stride=stride, padding=size // 2)
         self.is_exact = is_exact
-        _draw(self.weight, gain * math.sqrt(3 / (fan_in or 9 * in_channels)), generator)
+        _draw(self.weight, gain * math.sqrt(3 / (fan_in or size * size * in_channels)), generator)
 
     def reset_parameters(self) -> None:
         """Zero everything; the constructor draws from its own generator, never from the global one."""

@@ -77,6 +77,7 @@ FLOWS = st.builds(
 CONDITIONERS = st.builds(
     ConditionerConfig,
     z_shape=st.lists(whole(1, MAX_DIM), min_size=1, max_size=3).map(tuple),
+    reduced=whole(0, 65536),
     map_channels=st.just(0),
     map_size=st.just(()),
     context_dim=whole(1, MAX_DIM),

@@ -263,3 +263,17 @@ def test_a_map_that_z_or_the_context_has_no_place_for_is_refused(places):
         ConditionerConfig(
             **({"z_shape": (3, 4, 4), "context_dim": 100, "map_channels": 2, "map_size": (2, 2)} | places)
         )
+
+
+def test_a_map_of_many_channels_is_reduced_first_where_that_is_asked_for():
+    shapes = {"z_shape": (80, 6, 6), "context_dim": 7 + 2 * 9, "map_channels": 2, "map_size": (3, 3), "width": 16}
+    plain, reduced = (Conditioner(ConditionerConfig(**shapes, reduced=n)) for n in (0, 8))
+    z = torch.randn(8, 80, 6, 6)
+    for conditioner in (plain, reduced):
+        conditioner.fit_standardization([z])
+        assert conditioner(z).shape == (8, 25)
+    first = next(p for p in reduced.net.parameters() if p.ndim == 4)
+    assert first.shape[1] == 8
+    assert plain.reduction is None
+    # Fewer channels than it would be brought to: nothing is done.
+    assert Conditioner(ConditionerConfig(z_shape=(4, 6, 6), context_dim=7, reduced=8)).reduction is None
