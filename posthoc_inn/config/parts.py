@@ -1,10 +1,9 @@
-"""What can be configured: images, flows, H, the autoencoder, training, e, and a whole fit (MSC tab. S10)."""
+"""What can be configured: images, flows, H, training, e, and a whole fit (MSC tab. S10)."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from posthoc_inn.config.base import Config
 from posthoc_inn.errors import Problems
@@ -159,102 +158,6 @@ class ConditionerConfig(Config):
         problems.check(1 <= self.width <= 65536, f"width must be 1 to 65536, got {self.width}")
         problems.check(0 <= self.depth <= 20, f"depth must be 0 to 20, got {self.depth}")
         problems.check(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout}")
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig(Config):
-    """Shape of an autoencoder: of the built-in ones (MSC tab. S1 and the same family), and of a plugin's.
-
-    Attributes:
-        kind: Registered autoencoder.
-        size: Image size in pixels: 28, 32, 64 or 128 for "conv", any that `reduction` divides for "residual".
-        channels: Image channels, 1 or 3.
-        latent_dim: D, width of z_bar; of a map, all its values.
-        width: Channels after the first halving (64 in tab. S1), doubled at each further one.
-        min_gamma: Lower bound of the output variance γ, images in [-1, 1]: errors below it are not worth bits of the
-            latent. Finer latents are denser, and harder for t to learn.
-        seed: Seed of the initial weights.
-        latent: "vector", or "map": a code that keeps places. Either is handed around as (B, D); a map is flattened in
-            the order (C, h, w). `of_map` makes a configuration with the right `latent_dim`.
-        latent_channels: C of a map.
-        reduction: How many times a map's sides are smaller than the image's: 2, 4, 8, 16 or 32.
-
-    >>> AutoencoderConfig().latent_shape, AutoencoderConfig.of_map(96, reduction=8).latent_shape
-    ((64,), (4, 12, 12))
-    """
-
-    kind: str = "conv"
-    size: int = 28
-    channels: int = 3
-    latent_dim: int = 64
-    width: int = 64
-    min_gamma: float = 0.004
-    seed: int = 0
-    latent: Literal["vector", "map"] = "vector"
-    latent_channels: int = 4
-    reduction: int = 8
-
-    @classmethod
-    def of_map(
-        cls, size: int, channels: int = 3, *, latent_channels: int = 4, reduction: int | None = None, **more: Any
-    ) -> AutoencoderConfig:
-        """Return the configuration of a map of `latent_channels` for images of `size` pixels, of kind "residual".
-
-        `reduction` is by default 4 below 48 pixels, and 8 from there on: 4 × 8 × 8 for 32 and 64 px, 4 × 16 × 16 for
-        128. `more` are the other attributes.
-
-        Raises:
-            ConfigError: `reduction` does not divide the size, or a value is out of its range.
-        """
-        reduction = reduction or (4 if size < 48 else 8)
-        side = max(1, size // reduction) if reduction > 0 else 1
-        given = {"kind": "residual", "latent_dim": latent_channels * side * side, **more}
-        return cls(
-            size=size,
-            channels=channels,
-            latent="map",
-            latent_channels=latent_channels,
-            reduction=reduction,
-            **given,
-        )
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of z_bar without the batch, before it is flattened: (D,) of a vector, (C, h, w) of a map."""
-        if self.latent == "vector":
-            return (self.latent_dim,)
-        side = self.size // self.reduction
-        return (self.latent_channels, side, side)
-
-    def _check(self, problems: Problems) -> None:
-        problems.check(0 <= self.min_gamma <= 4, f"min_gamma must be in [0, 4], got {self.min_gamma}")
-        problems.check(8 <= self.size <= 1024, f"size must be 8 to 1024 pixels, got {self.size}")
-        problems.check(self.channels in (1, 3), f"channels must be 1 or 3, got {self.channels}")
-        problems.check(2 <= self.latent_dim <= 65536, f"latent_dim must be 2 to 65536, got {self.latent_dim}")
-        problems.check(1 <= self.width <= 4096, f"width must be 1 to 4096, got {self.width}")
-        problems.check(
-            1 <= self.latent_channels <= 1024, f"latent_channels must be 1 to 1024, got {self.latent_channels}"
-        )
-        is_power = self.reduction in (2, 4, 8, 16, 32)
-        problems.check(is_power, f"reduction must be 2, 4, 8, 16 or 32, got {self.reduction}")
-        if self.latent == "map" and is_power:
-            self._check_map(problems)
-
-    def _check_map(self, problems: Problems) -> None:
-        if self.size % self.reduction:
-            known = [str(n) for n in (2, 4, 8, 16, 32) if self.size % n == 0]
-            problems.check(
-                False,
-                f"reduction must divide the size, {self.size} pixels, for a map; got {self.reduction}, accepted are "
-                f"{', '.join(known) or 'none: choose an even size'}",
-            )
-            return
-        product = math.prod(self.latent_shape)
-        problems.check(
-            self.latent_dim == product,
-            f"latent_dim of a map of {' x '.join(map(str, self.latent_shape))} is {product}, got {self.latent_dim}; "
-            "AutoencoderConfig.of_map sets it",
-        )
 
 
 Precision = Literal["auto", "32", "bf16"]

@@ -21,7 +21,7 @@ from posthoc_inn.flows import set_compute_dtype
 from posthoc_inn.rows.reader import RowReader
 from posthoc_inn.training.factors import FactorLoss
 from posthoc_inn.training.precision import fabric_for
-from posthoc_inn.training.tasks import AutoencoderLoss, FlowLoss
+from posthoc_inn.training.tasks import FlowLoss, loss_of
 from posthoc_inn.training.threads import MIN_IMAGES, MIN_STEPS, fastest, thread_counts, time_threads, using_threads
 
 TIMED = 64
@@ -206,7 +206,7 @@ def _threads(threads: dict[str, int]) -> str:
 def autoencoder_step(parts: Parts) -> Callable[[], None]:
     """Return a function that takes one training step of a copy of the autoencoder."""
     adapter = parts.adapter
-    loss = AutoencoderLoss(cast(TrainableAutoencoder, copy.deepcopy(parts.autoencoder))).train()
+    loss = loss_of(cast(TrainableAutoencoder, copy.deepcopy(parts.autoencoder)), parts.metric()).train()
     size = parts.config.autoencoder_training.batch_size
     images = torch.zeros(size, adapter.channels, adapter.image_size, adapter.image_size, dtype=torch.uint8)
     images.random_(0, 256, generator=torch.Generator().manual_seed(0))

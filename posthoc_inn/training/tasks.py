@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from posthoc_inn.autoencoders import TrainableAutoencoder
+from posthoc_inn.autoencoders.gaussian import Metric
 from posthoc_inn.errors import DataError
 from posthoc_inn.flows import ConditionalFlow, without_dropout
 from posthoc_inn.objectives import flow_nll, interaction_variance
@@ -47,15 +50,36 @@ class Shuffle:
 
 
 class AutoencoderLoss(nn.Module):
-    """The autoencoder's training loss as a module, so that Fabric can wrap it."""
+    """The autoencoder's training loss as a module, so that Fabric can wrap it.
 
-    def __init__(self, autoencoder: TrainableAutoencoder) -> None:
+    Args:
+        autoencoder: E and D; with a metric one of the framework's own, `GaussianAutoencoder`.
+        metric: Perceptual distance that is added to the squared error. Its network is frozen, and no part of this.
+        weight: What it is multiplied with.
+    """
+
+    def __init__(self, autoencoder: TrainableAutoencoder, metric: Metric | None = None, weight: float = 1.0) -> None:
         super().__init__()
         self.autoencoder = autoencoder
+        # Not a module of this one, even if it should be a module: it is neither trained nor saved.
+        self.__dict__["metric"] = None if metric is None else (lambda made, images: weight * metric(made, images))
+
+    def _more(self) -> tuple[Any, ...]:
+        # Autoencoders of others take no metric, and never get one.
+        return () if self.metric is None else (self.metric,)
+
+    def figures(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Return `loss_figures` of the autoencoder, with the metric, for cached images (B, C, H, W) uint8."""
+        return self.autoencoder.loss_figures(unit(images), noise, *self._more())
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """Return the loss, a scalar in nats per value, for cached images (B, C, H, W) uint8 and noise (B, D)."""
-        return self.autoencoder.loss(unit(images), noise)
+        return self.autoencoder.loss(unit(images), noise, *self._more())
+
+
+def loss_of(autoencoder: TrainableAutoencoder, metric: Metric | None = None) -> AutoencoderLoss:
+    """Return the training loss of an autoencoder, as its configuration says."""
+    return AutoencoderLoss(autoencoder, metric, autoencoder.config.perceptual_weight)
 
 
 class AutoencoderTask:
@@ -68,6 +92,7 @@ class AutoencoderTask:
         batch_size: Images a step.
         seed: Of their order.
         extra: More images of training: what a concept source made, which would be coded badly otherwise.
+        metric: Perceptual distance that is added to the squared error, weighted as its configuration says.
     """
 
     name = "autoencoder"
@@ -81,9 +106,10 @@ class AutoencoderTask:
         batch_size: int,
         seed: int,
         extra: Cache | None = None,
+        metric: Metric | None = None,
     ) -> None:
         self.autoencoder = autoencoder
-        self.module = AutoencoderLoss(autoencoder)
+        self.module = loss_of(autoencoder, metric)
         self._images = [cache["images"] for cache in (train, extra) if cache is not None]
         self._held_out = held_out
         self._shuffle = Shuffle(sum(map(len, self._images)), batch_size, seed)
@@ -95,19 +121,24 @@ class AutoencoderTask:
         return joined_rows(self._images, index), noise
 
     def held_out(self) -> dict[str, float]:
-        """Return the loss, and the squared reconstruction error of images in [-1, 1], on held-out images."""
+        """Return the loss, and the squared reconstruction error of images in [-1, 1], on held-out images.
+
+        With a metric, "distance" is what it adds, as weighted.
+        """
         device = next(self.autoencoder.parameters()).device
         generator = torch.Generator().manual_seed(0)
-        total, error, count = 0.0, 0.0, 0
+        totals: dict[str, float] = {}
+        count = 0
         for (images,) in self._held_out.batches(500, "images"):
             if count >= 5000:
                 break
             noise = torch.randn(len(images), self.autoencoder.latent_dim, generator=generator).to(device)
-            figures = self.autoencoder.loss_figures(unit(images.to(device)), noise)
-            total += float(figures["loss"]) * len(images)
-            error += float(figures["error"]) * len(images)
+            figures = self.module.figures(images.to(device), noise)
+            for name in ("loss", "error", "distance"):
+                if name in figures:
+                    totals[name] = totals.get(name, 0.0) + float(figures[name]) * len(images)
             count += len(images)
-        return {"loss": total / count, "error": error / count}
+        return {name: total / count for name, total in totals.items()}
 
 
 class FlowLoss(nn.Module):

@@ -127,7 +127,7 @@ def test_it_learns_colours_and_places():
     with torch.no_grad():
         pictures = autoencoder.decode(autoencoder.encode(images)[0])
     error = (pictures - images).square().mean()
-    assert error < 0.2 * images.var()
+    assert error < 0.3 * images.var()
 
 
 def test_a_fit_with_a_map_runs_whole_and_comes_back_from_its_bundle(tmp_path):
