@@ -364,9 +364,8 @@ class Fit:
         autoencoder = cast(TrainableAutoencoder, parts.autoencoder)
         metric = parts.metric()
         self.metric = None if metric is None else metric.told() | {"weight": autoencoder.config.perceptual_weight}
-        task = AutoencoderTask(
-            autoencoder, rows, held_out, batch_size=config.batch_size, seed=config.seed, extra=extra, metric=metric
-        )
+        more: Any = {"extra": extra, "metric": metric, "steps": config.steps}
+        task = AutoencoderTask(autoencoder, rows, held_out, batch_size=config.batch_size, seed=config.seed, **more)
         return train(
             task,
             config,

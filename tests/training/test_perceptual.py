@@ -120,9 +120,9 @@ def test_the_last_layer_at_each_size_is_chosen_and_early_ones_of_a_network_of_on
 
 
 def test_it_is_added_to_the_squared_error_with_its_weight_and_gamma_is_that_of_the_sum():
-    autoencoder = ConvAutoencoder(AutoencoderConfig(latent_dim=5, width=4, min_gamma=0.0))
+    autoencoder = ConvAutoencoder(AutoencoderConfig(latent_dim=5, width=4, min_gamma=0.0, perceptual_weight=0.7))
     distance = FeatureDistance(small(torch.float32), lambda x: x, ["1"])
-    module = AutoencoderLoss(autoencoder, distance, 0.7)
+    module = AutoencoderLoss(autoencoder, distance)
     images = torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)
     noise = torch.randn(4, 5)
     figures = module.figures(images, noise)
