@@ -32,6 +32,11 @@ class Autoencoder(nn.Module):
         """D, the width of z_bar."""
         return self.config.latent_dim
 
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of z_bar without the batch, before it is flattened: (D,), or (C, h, w) of a map."""
+        return self.config.latent_shape
+
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of z_bar, each (B, D), for images (B, C, H, W) in [0, 1]."""
         raise NotImplementedError
@@ -39,6 +44,16 @@ class Autoencoder(nn.Module):
     def decode(self, z_bar: Tensor) -> Tensor:
         """Return images (B, C, H, W) in [0, 1] for latents (B, D)."""
         raise NotImplementedError
+
+
+def latent_shape_of(autoencoder: object) -> tuple[int, ...]:
+    """Return `latent_shape` of anything that serves as an autoencoder; (D,) where it does not tell.
+
+    >>> latent_shape_of(type("Own", (), {"latent_dim": 5})())
+    (5,)
+    """
+    told = getattr(autoencoder, "latent_shape", None)
+    return (int(autoencoder.latent_dim),) if told is None else tuple(told)  # type: ignore[attr-defined]
 
 
 class TrainableAutoencoder(Autoencoder):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from posthoc_inn.autoencoders.base import TrainableAutoencoder
 from posthoc_inn.autoencoders.fused import (
     MAX_LOG_VAR,
     MIN_LOG_VAR,
@@ -17,16 +15,16 @@ from posthoc_inn.autoencoders.fused import (
     VARIANCE_FLOOR,
     FusedLoss,
 )
+from posthoc_inn.autoencoders.gaussian import GaussianAutoencoder, Metric
 from posthoc_inn.config import AutoencoderConfig
-from posthoc_inn.errors import ConfigError, ShapeError
+from posthoc_inn.errors import ConfigError
 from posthoc_inn.generators import lent_generators
-from posthoc_inn.objectives import kl_to_standard_normal
 
 SIZES = (28, 32, 64, 128)
 """Image sides, in pixels, that the built-in autoencoder is made for."""
 
 
-class ConvAutoencoder(TrainableAutoencoder):
+class ConvAutoencoder(GaussianAutoencoder):
     """Gaussian encoder E and decoder D with a learned output variance γ (MSC A.1, tab. S1).
 
     Two kinds share the table's convolutions. "msc" is the table: batch norm, leaky ReLU, tanh. "conv", the default,
@@ -45,15 +43,17 @@ class ConvAutoencoder(TrainableAutoencoder):
     (torch.Size([2, 8]), True, torch.Size([2, 3, 28, 28]))
     """
 
-    log_gamma: Tensor
-
     def __init__(self, config: AutoencoderConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         if config.size not in SIZES:
             raise ConfigError(
                 f"The built-in autoencoder takes images of {', '.join(map(str, SIZES))} pixels, got {config.size}."
             )
-        self.config = config
+        if config.latent != "vector":
+            raise ConfigError(
+                f"The latent of autoencoders of the kind {config.kind!r} is a vector, got latent={config.latent!r}; "
+                "kind='residual' has a map."
+            )
         self._is_table = config.kind == "msc"
         halvings = round(math.log2(config.size / (7 if config.size == 28 else 8)))
         widths = [min(config.width * 2**k, 512) for k in range(halvings)]
@@ -78,8 +78,12 @@ class ConvAutoencoder(TrainableAutoencoder):
                 with torch.no_grad():
                     self.decoder_statistics.weight.mul_(0.1)
                     self.decoder_statistics.bias.copy_(torch.tensor([0.0, 0.3]).repeat_interleave(config.channels))
-        self.register_buffer("log_gamma", torch.zeros(()))
         self.to(memory_format=torch.channels_last)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The layer whose output are the pictures."""
+        return self.decoder[-1]
 
     def _nonlinearity(self, width: int) -> list[nn.Module]:
         return [nn.BatchNorm2d(width), nn.LeakyReLU(SLOPE)] if self._is_table else [nn.LeakyReLU(SLOPE)]
@@ -102,21 +106,6 @@ class ConvAutoencoder(TrainableAutoencoder):
         mean, log_var = out.chunk(2, dim=1)
         return mean, (0.5 * log_var.clamp(MIN_LOG_VAR, MAX_LOG_VAR)).exp()
 
-    def _check(self, images: Tensor) -> None:
-        expected = (self.config.channels, self.config.size, self.config.size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ShapeError(
-                f"The autoencoder takes images (B, {', '.join(map(str, expected))}), got {tuple(images.shape)}."
-            )
-
-    def decode(self, z_bar: Tensor) -> Tensor:
-        """Return images (B, C, H, W) in [0, 1] for latents (B, D)."""
-        return self.decode_unclamped(z_bar).clamp(0, 1)
-
-    def decode_unclamped(self, z_bar: Tensor) -> Tensor:
-        """Return the same before it is clamped to [0, 1], where values outside still have a gradient."""
-        return self._decoded(z_bar) * 0.5 + 0.5
-
     def _decoded(self, z_bar: Tensor) -> Tensor:
         """Return images in units of [-1, 1], not clamped, so that gradients reach values outside."""
         content: Tensor = self.decoder(z_bar).to(z_bar.dtype)
@@ -129,34 +118,16 @@ class ConvAutoencoder(TrainableAutoencoder):
         shift, scale = statistics.chunk(2, dim=1)
         return shift + scale * content
 
-    def loss_figures(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Return "loss", "error" and "kl" for images (B, C, H, W) in [0, 1] and noise (B, D); scalars.
-
-        The output variance γ of MSC A.1 is learned in closed form: for given reconstructions the likelihood is
-        largest at γ = their mean squared error (Rybkin et al. 2021, arXiv:2006.13202), or at its lower bound. `loss`
-        is the negative lower bound n/2 (error / γ + log 2πγ) + KL per image of n values, divided by n; `error` is the
-        mean squared error of images in [-1, 1]; `kl` is in nats per image.
-        """
-        mean, std = self.encode(images)
-        error = F.mse_loss(self._decoded(mean + std * noise), images * 2 - 1)
-        kl = kl_to_standard_normal(mean, std).mean()
-        values = images[0].numel()
-        gamma = error.detach().clamp_min(max(self.config.min_gamma, 1e-8))
-        loss = 0.5 * (error / gamma + torch.log(2 * math.pi * gamma)) + kl / values
-        return {"loss": loss, "error": error, "kl": kl}
-
-    def loss(self, images: Tensor, noise: Tensor) -> Tensor:
+    def loss(self, images: Tensor, noise: Tensor, metric: Metric | None = None) -> Tensor:
         """Return the training loss of `loss_figures`, and keep γ up to date.
 
-        In training on a CPU, kind "conv" computes the same numbers in fewer passes; under autocast, in its precision.
+        In training on a CPU, kind "conv" without a metric computes the same numbers in fewer passes; under autocast, in
+        its precision.
         """
         is_fused = images.device.type == "cpu" and torch.is_grad_enabled() and not images.requires_grad
-        figures = self._fused_figures(images, noise) if is_fused and not self._is_table else None
-        figures = figures or self.loss_figures(images, noise)
-        with torch.no_grad():
-            gamma = figures["error"].detach().clamp_min(max(self.config.min_gamma, 1e-8))
-            self.log_gamma.lerp_(gamma.log().to(self.log_gamma), 0.01)
-        return figures["loss"]
+        if not is_fused or self._is_table or metric is not None:
+            return super().loss(images, noise, metric)
+        return self.remembered(self._fused_figures(images, noise))["loss"]
 
     def _fused_figures(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
         self._check(images)
@@ -166,7 +137,5 @@ class ConvAutoencoder(TrainableAutoencoder):
         layers = [*down, self.encoder[-1], self.encoder_statistics, self.decoder_statistics, self.decoder[0], *up]
         parameters = [p for layer in layers for p in layer.parameters()]  # weight, bias
         with torch.autocast("cpu", enabled=False):
-            loss, error, kl = FusedLoss.apply(
-                images, noise, max(self.config.min_gamma, 1e-8), len(down), dtype, *parameters
-            )
+            loss, error, kl = FusedLoss.apply(images, noise, self.least_gamma, len(down), dtype, *parameters)
         return {"loss": loss, "error": error, "kl": kl}

@@ -35,6 +35,12 @@ def _conv(config: AutoencoderConfig) -> nn.Module:
     return ConvAutoencoder(config)
 
 
+def _residual(config: AutoencoderConfig) -> nn.Module:
+    from posthoc_inn.autoencoders import ResidualAutoencoder
+
+    return ResidualAutoencoder(config)
+
+
 def _affine(config: FlowConfig, index: int, *, generator: torch.Generator) -> nn.Module:
     from posthoc_inn.flows import COUPLINGS
 
@@ -348,7 +354,7 @@ def register_backbones(register: Register[nn.Module]) -> None:
 
 @hookimpl
 def register_autoencoders(register: Register[nn.Module]) -> None:
-    """Register the convolutional Gaussian autoencoder."""
+    """Register the Gaussian autoencoders: those whose latent is a vector, and the one whose latent is a map."""
     register(
         "conv",
         _conv,
@@ -366,6 +372,15 @@ def register_autoencoders(register: Register[nn.Module]) -> None:
         licence="MIT",
         reference="Making Sense of CNNs (ECCV 2020), appendix A.1 and tab. S1",
         description="tab. S1 as printed: batch norm, leaky ReLU, tanh",
+    )
+    register(
+        "residual",
+        _residual,
+        latent="map",
+        channels=[1, 3],
+        licence="MIT",
+        reference="Making Sense of CNNs (ECCV 2020), appendix A.1; Latent Diffusion Models (CVPR 2022), appendix",
+        description="residual blocks around a latent that is a map and keeps places: for photographs",
     )
 
 

@@ -158,7 +158,7 @@ def autoencoder_specs(config: AutoencoderConfig, file: TensorFile, directory: Pa
 
 
 def _autoencoder_skeleton(config: AutoencoderConfig, limit: int | None = None) -> nn.Module:
-    return skeleton(lambda: build_autoencoder(config), is_core=config.kind in ("conv", "msc"), limit=limit)
+    return skeleton(lambda: build_autoencoder(config), is_core=config.kind in ("conv", "msc", "residual"), limit=limit)
 
 
 def world_specs(sizes: Any, directory: Path) -> dict[str, TensorSpec]:

@@ -185,12 +185,20 @@ def training_options(command: F) -> F:
             help="A registered one, a bundle to share the autoencoder of, or a trained one of your own, imported as "
             "--model is.",
         ),
+        click.option(
+            "--autoencoder-option",
+            "autoencoder_options",
+            type=KeyValue(),
+            multiple=True,
+            help="An option of a registered autoencoder that is to be trained (latent_channels=8); can be repeated.",
+        ),
         click.option("--preset", type=click.Choice(preset_names()), help="Sizes and steps of everything."),
         click.option(
             "--image-size",
             type=click.IntRange(min=8),
             metavar="PIXELS",
-            help="Side of the autoencoder's images: 28, 32, 64 or 128; chosen from the data unless given.",
+            help="Side of the autoencoder's images: 28, 32, 64 or 128 for conv, any multiple of 8 for residual; chosen "
+            "from the data unless given.",
         ),
         click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes of t over the data."),
         click.option("--steps", type=click.IntRange(min=1), help="Steps of t."),

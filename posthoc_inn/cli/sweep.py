@@ -258,7 +258,7 @@ def _parts(given: dict[str, Any], spec: ImageSpec, stored: Any) -> _Parts:
     manager = get_plugin_manager()
     if given["held_out"] is not None and not is_folder(manager, given["data"]):
         raise ConfigError(f"--held-out is for folders; the data set {given['data']} has its own held-out part.")
-    names = ("autoencoder", "image_size", "input_size", "held_out", "data_dir", "seed")
+    names = ("autoencoder", "autoencoder_options", "image_size", "input_size", "held_out", "data_dir", "seed")
     chosen = FitOptions(**{name: given[name] for name in names}, data_options=list(given["data_options"]))
     shared = given_autoencoder(chosen, manager) if stored is None else stored.autoencoder
     images = open_images(chosen, given["data"], given["draws"], manager, spec, shared)

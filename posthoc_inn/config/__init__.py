@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from posthoc_inn.config.autoencoder import AutoencoderConfig
 from posthoc_inn.config.base import Config
 from posthoc_inn.config.parts import (
     LINEAR,
     MAX_DIM,
     Activation,
-    AutoencoderConfig,
     ConceptConfig,
     ConditionerConfig,
     FitConfig,

@@ -1,4 +1,4 @@
-"""What can be configured: images, flows, H, the autoencoder, training, e, and a whole fit (MSC tab. S10)."""
+"""What can be configured: images, flows, H, training, e, and a whole fit (MSC tab. S10)."""
 
 from __future__ import annotations
 
@@ -221,37 +221,6 @@ class ConditionerConfig(Config):
         else:
             return None
         return (height, width) if height * width > 1 else None
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig(Config):
-    """Shape of the built-in convolutional Gaussian autoencoder (MSC tab. S1 and the same family).
-
-    Attributes:
-        kind: Registered autoencoder.
-        size: Image size in pixels: 28, 32, 64 or 128.
-        channels: Image channels, 1 or 3.
-        latent_dim: D, width of z_bar.
-        width: Channels after the first halving (64 in tab. S1), doubled at each further one.
-        min_gamma: Lower bound of the output variance γ, images in [-1, 1]: errors below it are not worth bits of the
-            latent. Finer latents are denser, and harder for t to learn.
-        seed: Seed of the initial weights.
-    """
-
-    kind: str = "conv"
-    size: int = 28
-    channels: int = 3
-    latent_dim: int = 64
-    width: int = 64
-    min_gamma: float = 0.004
-    seed: int = 0
-
-    def _check(self, problems: Problems) -> None:
-        problems.check(0 <= self.min_gamma <= 4, f"min_gamma must be in [0, 4], got {self.min_gamma}")
-        problems.check(8 <= self.size <= 1024, f"size must be 8 to 1024 pixels, got {self.size}")
-        problems.check(self.channels in (1, 3), f"channels must be 1 or 3, got {self.channels}")
-        problems.check(2 <= self.latent_dim <= 65536, f"latent_dim must be 2 to 65536, got {self.latent_dim}")
-        problems.check(1 <= self.width <= 4096, f"width must be 1 to 4096, got {self.width}")
 
 
 Precision = Literal["auto", "32", "bf16"]

@@ -131,6 +131,8 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         "threads": dict(result.threads),
         "fit": parts.config.to_dict(),
     }
+    if fit.metric is not None:
+        metrics["perceptual"] = fit.metric
     return Measured(plain(metrics), relevance, shares, _examples(fit, result, seed))
 
 

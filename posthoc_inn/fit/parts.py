@@ -11,16 +11,18 @@ import torch
 
 from posthoc_inn.autoencoders import Autoencoder
 from posthoc_inn.concepts import ConceptModel
-from posthoc_inn.config import ConditionerConfig, FitConfig
+from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FitConfig
 from posthoc_inn.features import LayerExtractor, Probe
 from posthoc_inn.features.outputs import Recognised
 from posthoc_inn.fit.binding import BoundConcepts, ConceptRequest
 from posthoc_inn.fit.concepts import ConceptFit
+from posthoc_inn.fit.metric import make_metric
 from posthoc_inn.flows import ConditionalFlow, coupling_of, set_compute_dtype
 from posthoc_inn.images import BatchSource, InputAdapter
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import History
+from posthoc_inn.training.perceptual import FeatureDistance
 
 REDUCED = 64
 """Channels that H brings a map to first, where it has more: a 3 × 3 convolution of a thousand takes most of a step."""
@@ -44,6 +46,7 @@ class Parts:
         precision: Of the matrix products in training.
         concepts: What e is to learn; None for no e.
         prediction: What the model's prediction is; None before that was looked at.
+        trained_by: The configuration that says by which image metric the autoencoder is trained; None where it is not.
     """
 
     extractor: LayerExtractor
@@ -59,6 +62,13 @@ class Parts:
     precision: Literal["32", "bf16"]
     concepts: ConceptRequest | None
     prediction: Recognised | None = None
+    trained_by: AutoencoderConfig | None = None
+
+    def metric(self) -> FeatureDistance | None:
+        """Return the perceptual distance that the autoencoder is trained by, of the model's weights as they are now."""
+        if self.trained_by is None or self.autoencoder_is_fitted:
+            return None
+        return make_metric(self.trained_by, self.extractor, self.adapter, self.device)
 
     @property
     def learns_concepts(self) -> bool:

@@ -206,17 +206,18 @@ def _threads(threads: dict[str, int]) -> str:
 def autoencoder_step(parts: Parts) -> Callable[[], None]:
     """Return a function that takes one training step of a copy of the autoencoder."""
     adapter = parts.adapter
-    loss = AutoencoderLoss(cast(TrainableAutoencoder, copy.deepcopy(parts.autoencoder))).train()
+    loss = AutoencoderLoss(cast(TrainableAutoencoder, copy.deepcopy(parts.autoencoder)), parts.metric()).train()
     size = parts.config.autoencoder_training.batch_size
     images = torch.zeros(size, adapter.channels, adapter.image_size, adapter.image_size, dtype=torch.uint8)
     images.random_(0, 256, generator=torch.Generator().manual_seed(0))
     noise = torch.zeros(size, parts.config.latent_dim)
+    more = () if loss.discriminator is None else (torch.tensor(1.0),)  # a step of the later, longer ones
     fabric = fabric_for(parts.device, parts.precision)
     module, optimizer = fabric.setup(loss, torch.optim.Adam(loss.parameters(), fused=True))
 
     def step() -> None:
         optimizer.zero_grad()
-        fabric.backward(module(images.to(parts.device), noise.to(parts.device)))
+        fabric.backward(module(images.to(parts.device), noise.to(parts.device), *more))
         optimizer.step()
 
     return step

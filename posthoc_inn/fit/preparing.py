@@ -19,6 +19,7 @@ from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, Imag
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnError
 from posthoc_inn.fit.binding import ConceptRequest, check_placed
 from posthoc_inn.fit.drawing import with_draws
+from posthoc_inn.fit.metric import check_trainable, without_directory
 from posthoc_inn.fit.parts import Parts, make_flow
 from posthoc_inn.fit.refits import check_refits
 from posthoc_inn.fit.request import FitRequest, Subject
@@ -115,11 +116,15 @@ def takes_bytes(source: BatchSource, subject: Subject, adapter: InputAdapter) ->
     return True
 
 
-def make_autoencoder(subject: Subject, adapter: InputAdapter) -> tuple[Autoencoder, bool]:
-    """Return the autoencoder, and whether it needs no training."""
+def make_autoencoder(subject: Subject, adapter: InputAdapter) -> tuple[Autoencoder, AutoencoderConfig | None]:
+    """Return the autoencoder, and the configuration that it is to be trained by; None where it needs no training.
+
+    Raises:
+        ConfigError: It cannot be trained by what the configuration asks for.
+    """
     given, config = subject.autoencoder, subject.config
     if isinstance(given, nn.Module):
-        return as_autoencoder(given), True
+        return as_autoencoder(given), None
     wanted = given or AutoencoderConfig(
         size=adapter.image_size,
         channels=adapter.channels,
@@ -128,8 +133,12 @@ def make_autoencoder(subject: Subject, adapter: InputAdapter) -> tuple[Autoencod
         seed=subject.seed,
     )
     manager = get_plugin_manager()
-    built: nn.Module = manager.build(manager.autoencoders, wanted.kind, wanted)
-    return as_autoencoder(built), not hasattr(built, "loss")
+    built: nn.Module = manager.build(manager.autoencoders, wanted.kind, without_directory(wanted))
+    autoencoder = as_autoencoder(built)
+    if not hasattr(built, "loss"):
+        return autoencoder, None
+    check_trainable(autoencoder, wanted)
+    return autoencoder, wanted
 
 
 def shape_of(autoencoder: nn.Module) -> tuple[int, ...]:
@@ -360,7 +369,7 @@ def prepare(
     probe = subject.extractor.probe(adapter.to_model(source.first(4).to(device)))
     if probe.note:
         reporter.note(probe.note)
-    autoencoder, is_fitted = make_autoencoder(subject, adapter)
+    autoencoder, trained_by = make_autoencoder(subject, adapter)
     config = configured(
         subject.config, request, latent_dim=autoencoder.latent_dim, length=source.length, seed=subject.seed
     )
@@ -369,7 +378,7 @@ def prepare(
         adapter=adapter,
         probe=probe,
         autoencoder=autoencoder,
-        autoencoder_is_fitted=is_fitted,
+        autoencoder_is_fitted=trained_by is None,
         flow=make_flow(config, probe.z_shape, subject.concept_model if wanted is None else None, shape_of(autoencoder)),
         config=config,
         data=source,
@@ -377,6 +386,10 @@ def prepare(
         device=device,
         precision=choose_precision(subject.precision, device),
         concepts=wanted,
+        trained_by=trained_by,
     )
+    metric = parts.metric()
+    if metric is not None:
+        reporter.note(f"pictures are compared by {metric.name} too, at {', '.join(metric.layers)}")
     check_refits(request.refits, parts.flow)
     return Fit(parts, request, reporter=reporter, budget=budget)

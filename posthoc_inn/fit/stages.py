@@ -72,6 +72,7 @@ class Fit:
         seconds: Seconds of each stage so far, those of a run that is resumed included.
         threads: CPU threads of each stage.
         notes: What a user has to know of the layer's features.
+        metric: What there is to know of the perceptual distance that the autoencoder was trained by; None for none.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Fit:
         self.reporter = reporter
         self.seconds: dict[str, float] = {}
         self.threads: dict[str, int] = {}
+        self.metric: dict[str, Any] | None = None
         self._result: FitResult | None = None
         self._is_locked = False
         if parts.concepts is not None:
@@ -360,7 +362,10 @@ class Fit:
         parts, config = self.parts, self.parts.config.autoencoder_training
         self.reporter.stage("autoencoder", config.steps)
         autoencoder = cast(TrainableAutoencoder, parts.autoencoder)
-        task = AutoencoderTask(autoencoder, rows, held_out, batch_size=config.batch_size, seed=config.seed, extra=extra)
+        metric = parts.metric()
+        self.metric = None if metric is None else metric.told() | {"weight": autoencoder.config.perceptual_weight}
+        more: Any = {"extra": extra, "metric": metric, "steps": config.steps}
+        task = AutoencoderTask(autoencoder, rows, held_out, batch_size=config.batch_size, seed=config.seed, **more)
         return train(
             task,
             config,
@@ -368,7 +373,7 @@ class Fit:
             checkpoint=checkpoint_of(self.request.directory, "autoencoder"),
             resume=self.request.resume,
             progress=self._advance,
-            key=self._key(),
+            key=self._key(*([] if metric is None else [metric.net])),
         )
 
     def _train_flow(self, parts: Parts, rows: Cache, held_out: Cache, name: str = "t") -> History:

@@ -32,7 +32,7 @@ COMMON_KEYS = ("licence", "reference", "description")
 
 METADATA_KEYS: Mapping[str, tuple[str, ...]] = {
     "backbone": (*COMMON_KEYS, "spec", "layers"),
-    "autoencoder": (*COMMON_KEYS, "sizes", "channels"),
+    "autoencoder": (*COMMON_KEYS, "sizes", "channels", "latent"),
     "flow": COMMON_KEYS,
     "concept source": (*COMMON_KEYS, "options"),
     "dataset": (
@@ -119,7 +119,10 @@ def register_autoencoders(register: Register[nn.Module]) -> None:
     ``loss(images, noise)`` is trained by a fit, which needs what `posthoc_inn.autoencoders.TrainableAutoencoder` has;
     any other is taken as it is.
 
-    Metadata: `sizes`, image sizes in pixels it can be built for; `channels`, channels it can be built for.
+    A latent that keeps places is handed around flattened, in the order (C, h, w); `latent_shape` tells its shape.
+
+    Metadata: `sizes`, image sizes in pixels it can be built for; `channels`, channels it can be built for; `latent`,
+    "map" where it is built from configurations of a map (`AutoencoderConfig.of_map`), "vector" unless given.
     """
 
 

@@ -39,7 +39,10 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 
 class Task(Protocol):
-    """What the loop trains: a module whose `forward` is the loss, fed by this object."""
+    """What the loop trains: a module whose `forward` is the loss, fed by this object.
+
+    One whose held-out loss does not tell which weights are better has `keeps_last`, True: its last ones are kept.
+    """
 
     name: str
 
@@ -216,6 +219,8 @@ class Loop:
             **figures,
         )
         self.recent = []
+        if getattr(self.task, "keeps_last", False):
+            is_best, self.history.best_step, self.history.best_loss = True, self.step, loss
         if is_best:
             self.best = {k: v.detach().clone() for k, v in kept.items()}
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
-from posthoc_inn.autoencoders import TrainableAutoencoder
+from posthoc_inn.autoencoders import GaussianAutoencoder, TrainableAutoencoder
+from posthoc_inn.autoencoders.gaussian import Metric
 from posthoc_inn.errors import DataError
 from posthoc_inn.flows import ConditionalFlow, without_dropout
 from posthoc_inn.objectives import flow_nll, interaction_variance
 from posthoc_inn.rows.cache import Cache, joined_rows, unit
 from posthoc_inn.seeds import derived
+from posthoc_inn.training.adversarial import PatchDiscriminator, adaptive_weight, hinge
 
 
 class Shuffle:
@@ -47,15 +51,59 @@ class Shuffle:
 
 
 class AutoencoderLoss(nn.Module):
-    """The autoencoder's training loss as a module, so that Fabric can wrap it."""
+    """The autoencoder's training loss as a module, so that Fabric can wrap it.
 
-    def __init__(self, autoencoder: TrainableAutoencoder) -> None:
+    With a discriminator the two losses are added: the autoencoder's sees the discriminator's parameters as constants,
+    the discriminator's sees the pictures as constants, so that one step of one optimizer moves each by its own loss.
+
+    Args:
+        autoencoder: E and D; with a metric or a discriminator one of the framework's own, `GaussianAutoencoder`. Its
+            configuration says how both are weighted.
+        metric: Perceptual distance that is added to the squared error. Its network is frozen, and no part of this.
+    """
+
+    metric: Metric | None
+
+    def __init__(self, autoencoder: TrainableAutoencoder, metric: Metric | None = None) -> None:
         super().__init__()
+        config = autoencoder.config
         self.autoencoder = autoencoder
+        # Not a module of this one, even if it should be a module: it is neither trained nor saved.
+        self.__dict__["metric"] = metric and (lambda made, images: config.perceptual_weight * metric(made, images))
+        self.discriminator: PatchDiscriminator | None = None
+        if config.discriminator and isinstance(autoencoder, GaussianAutoencoder):
+            self.discriminator = PatchDiscriminator(
+                config.size, config.channels, config.discriminator_width, derived(config.seed, "discriminator")
+            )
 
-    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Return the loss, a scalar in nats per value, for cached images (B, C, H, W) uint8 and noise (B, D)."""
-        return self.autoencoder.loss(unit(images), noise)
+    def _more(self) -> tuple[Any, ...]:
+        # Autoencoders of others take no metric, and never get one.
+        return () if self.metric is None else (self.metric,)
+
+    def figures(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Return `loss_figures` of the autoencoder, with the metric, for cached images (B, C, H, W) uint8."""
+        return self.autoencoder.loss_figures(unit(images), noise, *self._more())
+
+    def forward(self, images: Tensor, noise: Tensor, progress: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar in nats per value, for cached images (B, C, H, W) uint8 and noise (B, D).
+
+        `progress`, a scalar, is the share of the steps that are done: a discriminator waits for its turn.
+        """
+        config, autoencoder = self.autoencoder.config, self.autoencoder
+        is_on = progress is not None and float(progress) >= config.discriminator_start
+        if self.discriminator is None or not is_on or not isinstance(autoencoder, GaussianAutoencoder):
+            return autoencoder.loss(unit(images), noise, *self._more())
+        real = unit(images)
+        figures = autoencoder.remembered(autoencoder.loss_figures(real, noise, self.metric or _no_distance))
+        loss, fake = figures["loss"], figures["pictures"]
+        adversarial = -self.discriminator.frozen(fake).mean()
+        weight = adaptive_weight(loss, adversarial, cast(Tensor, autoencoder.last_layer.weight))
+        own = hinge(self.discriminator(real), self.discriminator(fake.detach()))
+        return loss + config.discriminator * weight * adversarial + own
+
+
+def _no_distance(pictures: Tensor, images: Tensor) -> Tensor:
+    return pictures.new_zeros(())
 
 
 class AutoencoderTask:
@@ -68,6 +116,12 @@ class AutoencoderTask:
         batch_size: Images a step.
         seed: Of their order.
         extra: More images of training: what a concept source made, which would be coded badly otherwise.
+        metric: Perceptual distance that is added to the squared error, weighted as its configuration says.
+        steps: Steps of the whole training: a discriminator is switched on after a share of them.
+
+    Attributes:
+        keeps_last: Whether the last weights are kept, not those of the least held-out loss: a discriminator makes that
+            loss larger, for the sake of what it does not measure.
     """
 
     name = "autoencoder"
@@ -81,33 +135,42 @@ class AutoencoderTask:
         batch_size: int,
         seed: int,
         extra: Cache | None = None,
+        metric: Metric | None = None,
+        steps: int = 1,
     ) -> None:
         self.autoencoder = autoencoder
-        self.module = AutoencoderLoss(autoencoder)
+        self.module = AutoencoderLoss(autoencoder, metric)
+        self.keeps_last, self._steps = self.module.discriminator is not None, steps
         self._images = [cache["images"] for cache in (train, extra) if cache is not None]
         self._held_out = held_out
         self._shuffle = Shuffle(sum(map(len, self._images)), batch_size, seed)
 
     def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Return cached images (B, C, H, W) uint8 and noise (B, D)."""
+        """Return cached images (B, C, H, W) uint8, noise (B, D), and with a discriminator the share of steps done."""
         index = self._shuffle.index(step)
         noise = torch.randn(len(index), self.autoencoder.latent_dim, generator=generator)
-        return joined_rows(self._images, index), noise
+        rows = joined_rows(self._images, index), noise
+        return (*rows, torch.tensor(step / self._steps)) if self.keeps_last else rows
 
     def held_out(self) -> dict[str, float]:
-        """Return the loss, and the squared reconstruction error of images in [-1, 1], on held-out images."""
+        """Return the loss, and the squared reconstruction error of images in [-1, 1], on held-out images.
+
+        With a metric, "distance" is what it adds, as weighted.
+        """
         device = next(self.autoencoder.parameters()).device
         generator = torch.Generator().manual_seed(0)
-        total, error, count = 0.0, 0.0, 0
+        totals: dict[str, float] = {}
+        count = 0
         for (images,) in self._held_out.batches(500, "images"):
             if count >= 5000:
                 break
             noise = torch.randn(len(images), self.autoencoder.latent_dim, generator=generator).to(device)
-            figures = self.autoencoder.loss_figures(unit(images.to(device)), noise)
-            total += float(figures["loss"]) * len(images)
-            error += float(figures["error"]) * len(images)
+            figures = self.module.figures(images.to(device), noise)
+            for name in ("loss", "error", "distance"):
+                if name in figures:
+                    totals[name] = totals.get(name, 0.0) + float(figures[name]) * len(images)
             count += len(images)
-        return {"loss": total / count, "error": error / count}
+        return {name: total / count for name, total in totals.items()}
 
 
 class FlowLoss(nn.Module):

@@ -206,3 +206,19 @@ def test_draws_need_a_number_and_a_generator(own_run, ask, data, autoencoder, to
     assert answer.code in (1, 2)
     assert told in answer.err
     assert not Path("refused").exists()
+
+
+def test_a_registered_autoencoder_with_a_map_is_chosen_by_name_and_options(pictures, tmp_path, monkeypatch):
+    make_quick(monkeypatch)
+    with pytest.raises(SystemExit) as exit_:
+        main(
+            [
+                *("fit", "--backbone", "small_cnn", "--weights", "none", "--layer", "stage1", "--data", str(pictures)),
+                *("--autoencoder", "residual", "--autoencoder-option", "latent_channels=2"),
+                *("--autoencoder-option", "width=4", "--image-size", "24", "--out", str(tmp_path / "run"), "--quiet"),
+            ]
+        )
+    assert exit_.value.code == 0
+    found = json.loads((tmp_path / "run" / "bundle" / "bundle.json").read_text())["autoencoder"]["config"]
+    assert (found["kind"], found["latent"], found["latent_channels"], found["reduction"]) == ("residual", "map", 2, 4)
+    assert found["latent_dim"] == 2 * 6 * 6

@@ -96,6 +96,24 @@ AUTOENCODERS = st.builds(
     width=whole(1, 4096),
     min_gamma=real(0, 4),
     seed=SEED,
+    latent=st.just("vector"),
+    latent_channels=whole(1, 1024),
+    reduction=st.sampled_from((2, 4, 8, 16, 32)),
+    perceptual=st.text(min_size=1, max_size=8).filter(lambda name: name != "model"),
+    perceptual_weights=st.text(max_size=8),
+    perceptual_layers=st.lists(st.text(max_size=4), max_size=3).map(tuple),
+    perceptual_weight=real(0, 1000),
+    discriminator=real(0, 1000),
+    discriminator_start=SHARE,
+    discriminator_width=whole(1, 4096),
+)
+MAPS = st.builds(
+    AutoencoderConfig.of_map,
+    whole(1, 32).map(lambda side: 8 * side),
+    st.sampled_from((1, 3)),
+    latent_channels=whole(1, 16),
+    reduction=st.sampled_from((2, 4, 8)),
+    perceptual=st.sampled_from(("", "model")),
 )
 TRAININGS = st.builds(
     TrainConfig,
@@ -147,7 +165,7 @@ FITS = st.builds(
     interaction_weight=real(0, 1e6),
     linear_fallback=st.booleans(),
 )
-CONFIGS = st.one_of(image_specs(), FLOWS, CONDITIONERS, AUTOENCODERS, TRAININGS, CONCEPTS, FITS)
+CONFIGS = st.one_of(image_specs(), FLOWS, CONDITIONERS, AUTOENCODERS, MAPS, TRAININGS, CONCEPTS, FITS)
 CLASSES = (ImageSpec, FlowConfig, ConditionerConfig, AutoencoderConfig, TrainConfig, ConceptConfig, FitConfig)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

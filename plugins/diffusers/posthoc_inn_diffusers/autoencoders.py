@@ -32,9 +32,6 @@ class DiffusersAutoencoder(Autoencoder):
         noise: Least deviation of z_bar.
         channels: Image channels that it has to have, or None for its own.
 
-    Attributes:
-        latent_shape: Shape of the network's own latent without the batch, (C, H, W).
-
     Raises:
         ConfigError: An argument is wrong; all problems at once.
         DataError: The network's configuration makes no sense.
@@ -58,12 +55,17 @@ class DiffusersAutoencoder(Autoencoder):
         )
         problems.raise_if_any()
         self.model, self.kind, self.noise = model, kind, float(noise)
-        self.latent_shape = self._probe(size, own)
+        self._map = self._probe(size, own)
         shift, scale = _standards(settings, self.latent_shape[0])
         self.register_buffer("shift", shift.view(-1, 1, 1))
         self.register_buffer("scale", scale.view(-1, 1, 1))
         # "given": a bundle holds none of its weights, and neither path nor name.
         self.config = AutoencoderConfig(kind="given", size=size, channels=own, latent_dim=math.prod(self.latent_shape))
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of the network's own latent without the batch, (C, H, W); z_bar is it, flattened."""
+        return self._map
 
     @torch.no_grad()
     def _probe(self, size: int, channels: int) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
 from posthoc_inn.bundle import load_bundle
+from posthoc_inn.cli.autoencoders import chosen_autoencoder
 from posthoc_inn.cli.bundles import bundle_of
 from posthoc_inn.cli.data import Images, drawn_images, draws_wanted, folder_images, is_folder, registered_images
 from posthoc_inn.cli.fit.options import Choice, FitOptions
@@ -135,7 +136,7 @@ def open_autoencoder(
     Raises:
         ConfigError: It does not.
     """
-    if options.autoencoder is None:
+    if options.autoencoder is None and not options.autoencoder_options:
         return None
     if given is not None:
         own = given.config
@@ -146,14 +147,7 @@ def open_autoencoder(
                 + (f" and --image-size is {options.image_size}." if options.image_size else ".")
             )
         return given
-    return AutoencoderConfig(
-        kind=options.autoencoder,
-        size=size,
-        channels=channels,
-        latent_dim=config.latent_dim,
-        width=config.autoencoder_width,
-        seed=options.seed,
-    )
+    return chosen_autoencoder(options.autoencoder, options.autoencoder_options, config, size, channels, options.seed)
 
 
 def check_canonical(source: BatchSource, name: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from posthoc_inn.cli.autoencoders import autoencoder_changes
 from posthoc_inn.cli.data import EMBEDDED, is_folder
 from posthoc_inn.cli.models import (
     DEFAULT_LAYERS,
@@ -51,6 +52,7 @@ class FitOptions:
     concept_options: list[Any] = field(default_factory=list)
     draws: int | None = None
     autoencoder: str | None = None
+    autoencoder_options: list[Any] = field(default_factory=list)
     preset: str | None = None
     image_size: int | None = None
     epochs: float | None = None
@@ -150,6 +152,7 @@ def choose(options: FitOptions, manager: PluginManager) -> Choice:
             problems.check(False, f"--autoencoder {name}: there is no such bundle")
         elif not means_import(manager, name):
             attempt(lambda: manager.autoencoders.get(name))
+    attempt(lambda: autoencoder_changes(options.autoencoder, options.autoencoder_options, manager))
     problems.raise_if_any()
     draws = options.draws
     if draws is None and data == EMBEDDED:
@@ -186,7 +189,7 @@ def command_line(options: FitOptions) -> str:
         if name == "image_metrics":
             for metric in value:
                 words += ["--image-metric", metric]
-        elif name in ("data_options", "concept_options"):
+        elif name in ("data_options", "concept_options", "autoencoder_options"):
             for key, item in value:
                 words += [flag.rstrip("s"), f"{key}={item}"]
         else:

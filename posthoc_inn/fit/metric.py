@@ -1,0 +1,107 @@
+"""The image metric that an autoencoder is trained by, besides squared error: its network, layers and inputs."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from posthoc_inn.autoencoders import Autoencoder, GaussianAutoencoder
+from posthoc_inn.config import AutoencoderConfig, ImageSpec
+from posthoc_inn.errors import ConfigError, PosthocInnWarning, Problems
+from posthoc_inn.features import LayerExtractor
+from posthoc_inn.features.isolation import unwrap
+from posthoc_inn.images import InputAdapter, apply_spec, resize
+from posthoc_inn.plugins import get_plugin_manager
+from posthoc_inn.training.perceptual import FeatureDistance, Prepare, choose_layers
+
+MODEL = "model"
+"""What `AutoencoderConfig.perceptual` calls the explained model."""
+LEAST_SEEN, ENLARGED = 64, 3
+"""Pixels that a registered backbone sees at least, by enlarging images this many times at the most."""
+
+
+def without_directory(config: AutoencoderConfig) -> AutoencoderConfig:
+    """Return the configuration as a bundle keeps it: of a file of weights the name, not where it lies.
+
+    >>> without_directory(AutoencoderConfig(perceptual="vgg", perceptual_weights="/home/me/vgg.pth")).perceptual_weights
+    'vgg.pth'
+    """
+    return config.replace(perceptual_weights=Path(config.perceptual_weights).name)
+
+
+def check_trainable(autoencoder: Autoencoder, config: AutoencoderConfig) -> None:
+    """Check that an autoencoder can be trained by what its configuration asks for.
+
+    Raises:
+        ConfigError: It takes no image metric.
+    """
+    asked = [name for name in ("perceptual", "discriminator") if getattr(config, name)]
+    if asked and not isinstance(autoencoder, GaussianAutoencoder):
+        raise ConfigError(
+            f"Autoencoders of the kind {config.kind!r} are trained by a loss of their own: leave out "
+            f"{' and '.join(asked)}, or take kind='residual', 'conv' or 'msc'."
+        )
+
+
+def make_metric(
+    config: AutoencoderConfig, extractor: LayerExtractor, adapter: InputAdapter, device: torch.device
+) -> FeatureDistance | None:
+    """Return the perceptual distance that a configuration asks for, checked; None where it asks for none.
+
+    It is of the weights that the explained model has now.
+
+    Raises:
+        ConfigError: The network cannot compare pictures, or passes no gradient on to them.
+        LayerNotFoundError: It lacks a layer that is named.
+        PosthocInnError: The backbone is not known, or its weights cannot be read.
+    """
+    if not config.perceptual or not config.perceptual_weight:
+        return None
+    network: nn.Module
+    prepare: Prepare
+    if config.perceptual == MODEL:
+        network, prepare, name = extractor.model, adapter.images_to_model, "the explained model"
+        problems = Problems("perceptual='model'")
+        problems.check(adapter.dtype != "uint8", "the model takes bytes, through which no gradient reaches a picture")
+        problems.raise_if_any()
+    else:
+        network, prepare = _backbone(config)
+        name = " ".join(filter(None, (config.perceptual, Path(config.perceptual_weights).name)))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, config.channels, config.size, config.size, generator=generator).to(device)
+    layers = config.perceptual_layers
+    if not layers:
+        with torch.inference_mode(False), torch.no_grad():
+            looked = copy.deepcopy(unwrap(network)).eval().to(device)
+            layers = tuple(choose_layers(looked, prepare(images)))
+    distance = FeatureDistance(network, prepare, layers, name=name)
+    distance.net.to(device)
+    distance.check(images)
+    return distance
+
+
+def _backbone(config: AutoencoderConfig) -> tuple[nn.Module, Prepare]:
+    manager = get_plugin_manager()
+    name, weights = config.perceptual, config.perceptual_weights or None
+    network = manager.build_backbone(name, weights=weights)
+    if weights is None:
+        warnings.warn(
+            f"Pictures are compared by {name} with random weights, which see little but edges and colours. Give "
+            "perceptual_weights, a file or a published name.",
+            PosthocInnWarning,
+            stacklevel=3,
+        )
+    spec = (manager.image_spec(name, weights=weights) or ImageSpec()).replace(size=None, crop=1.0)
+
+    def prepare(images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        scale = max(1.0, min(float(ENLARGED), LEAST_SEEN / min(height, width)))
+        if scale > 1:
+            images = resize(images, (round(height * scale), round(width * scale)))
+        return apply_spec(images, spec)
+
+    return network, prepare
