@@ -341,6 +341,11 @@ class FitConfig(Config):
         flow: t; its dim and context_dim are set from `latent_dim` and `context_dim`.
         autoencoder_training: How E and D are trained.
         flow_training: How t is trained.
+        latent: What the built-in autoencoder's code is: a "vector" of `latent_dim`, a "map"
+            (`AutoencoderConfig.of_map`), or "auto": a map from 32 px on, a vector below.
+        map_flow: t over codes that are maps; `flow` when None.
+        map_autoencoder_training: How an autoencoder whose codes are maps is trained; `autoencoder_training` when None.
+        map_flow_training: How t over maps is trained; `flow_training` when None.
         concepts: e and its training, where there are concepts.
         context_channels: Channels of the context that keep z's places, where z, the code and the couplings have places.
         flow_on_concepts: Let t work on the factors of e, where there is one (see `ConditionalFlow.set_base`). Without,
@@ -365,6 +370,10 @@ class FitConfig(Config):
     autoencoder_training: TrainConfig
     flow_training: TrainConfig
     concepts: ConceptConfig = ConceptConfig()
+    latent: Literal["auto", "vector", "map"] = "vector"
+    map_flow: FlowConfig | None = None
+    map_autoencoder_training: TrainConfig | None = None
+    map_flow_training: TrainConfig | None = None
     context_channels: int = 32
     flow_on_concepts: bool = False
     interaction_weight: float = 0.0
@@ -377,6 +386,17 @@ class FitConfig(Config):
 
         problems.check(
             0 <= self.context_channels <= 4096, f"context_channels must be 0 to 4096, got {self.context_channels}"
+        )
+
+    def of_maps(self) -> FitConfig:
+        """Return the same with what is said of maps in the place of what is said of vectors."""
+        return self.replace(
+            flow=self.map_flow or self.flow,
+            autoencoder_training=self.map_autoencoder_training or self.autoencoder_training,
+            flow_training=self.map_flow_training or self.flow_training,
+            map_flow=None,
+            map_autoencoder_training=None,
+            map_flow_training=None,
         )
 
     def with_seed(self, seed: int) -> FitConfig:

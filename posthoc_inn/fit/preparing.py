@@ -34,6 +34,8 @@ from posthoc_inn.training.precision import choose_device, choose_precision
 
 FEWEST = 1_000
 """Images read of a stream without a known length, however few steps there are."""
+LEAST_MAP = 32
+"""Pixels of a side from which on codes are maps, where the configuration leaves the choice."""
 HELD_OUT = 5_000
 """Images read of held-out data of unknown length."""
 
@@ -125,13 +127,7 @@ def make_autoencoder(subject: Subject, adapter: InputAdapter) -> tuple[Autoencod
     given, config = subject.autoencoder, subject.config
     if isinstance(given, nn.Module):
         return as_autoencoder(given), None
-    wanted = given or AutoencoderConfig(
-        size=adapter.image_size,
-        channels=adapter.channels,
-        latent_dim=config.latent_dim,
-        width=config.autoencoder_width,
-        seed=subject.seed,
-    )
+    wanted = given or usual_autoencoder(config, adapter, seed=subject.seed)
     manager = get_plugin_manager()
     built: nn.Module = manager.build(manager.autoencoders, wanted.kind, without_directory(wanted))
     autoencoder = as_autoencoder(built)
@@ -139,6 +135,14 @@ def make_autoencoder(subject: Subject, adapter: InputAdapter) -> tuple[Autoencod
         return autoencoder, None
     check_trainable(autoencoder, wanted)
     return autoencoder, wanted
+
+
+def usual_autoencoder(config: FitConfig, adapter: InputAdapter, *, seed: int) -> AutoencoderConfig:
+    """Return the built-in autoencoder for pictures of this size: codes are vectors or maps, as `config` says."""
+    size, channels, width = adapter.image_size, adapter.channels, config.autoencoder_width
+    if config.latent == "map" or (config.latent == "auto" and size >= LEAST_MAP):
+        return AutoencoderConfig.of_map(size, channels, width=width, seed=seed)
+    return AutoencoderConfig(size=size, channels=channels, latent_dim=config.latent_dim, width=width, seed=seed)
 
 
 def shape_of(autoencoder: nn.Module) -> tuple[int, ...]:
@@ -343,8 +347,10 @@ def prepare(
     """
     request.check(subject)
     request = with_draws(request, subject)
-    autoencoder_training, e_training, t_training = _trainings(subject.config, request)
-    trainings = (autoencoder_training, t_training, *([e_training] if request.concepts is not None else []))
+    trainings = []
+    for config in (subject.config, subject.config.of_maps()):  # which of them it will be, the images say
+        autoencoder_training, e_training, t_training = _trainings(config, request)
+        trainings += [autoencoder_training, t_training, *([e_training] if request.concepts is not None else [])]
     request = bounded(request, used_images(*trainings), seed=subject.seed, reporter=reporter)
     data, held_out, wanted = request.data, request.held_out, None
     if request.concepts is not None:
@@ -370,8 +376,13 @@ def prepare(
     if probe.note:
         reporter.note(probe.note)
     autoencoder, trained_by = make_autoencoder(subject, adapter)
+    shape = shape_of(autoencoder)
     config = configured(
-        subject.config, request, latent_dim=autoencoder.latent_dim, length=source.length, seed=subject.seed
+        subject.config.of_maps() if shape else subject.config,
+        request,
+        latent_dim=autoencoder.latent_dim,
+        length=source.length,
+        seed=subject.seed,
     )
     parts = Parts(
         extractor=subject.extractor,
@@ -379,7 +390,7 @@ def prepare(
         probe=probe,
         autoencoder=autoencoder,
         autoencoder_is_fitted=trained_by is None,
-        flow=make_flow(config, probe.z_shape, subject.concept_model if wanted is None else None, shape_of(autoencoder)),
+        flow=make_flow(config, probe.z_shape, subject.concept_model if wanted is None else None, shape),
         config=config,
         data=source,
         held_out=kept,

@@ -103,6 +103,7 @@ class Regression:
         if others is not None:
             xx, xy, self.other_yy = others.about(self.x, self.y)
             self.other_xx, self.other_xy = self.vectors.T @ xx @ self.vectors, self.vectors.T @ xy
+        self._residuals: tuple[float, Tensor] | None = None
 
     def _weights(self, ridge: float) -> Tensor:
         weights: Tensor = self.turned / (self.values + ridge * self.count).unsqueeze(1)
@@ -114,11 +115,12 @@ class Regression:
         return self.y - weight @ self.x, weight
 
     def residuals(self, ridge: float) -> Tensor:
-        """Return the sum of products of the other rows' residuals, (D, D)."""
-        b = self._weights(ridge)
-        cross = b.T @ self.other_xy
-        products: Tensor = self.other_yy - cross - cross.T + b.T @ (self.other_xx @ b)
-        return products
+        """Return the sum of products of the other rows' residuals, (D, D); those of the last ridge are kept."""
+        if self._residuals is None or self._residuals[0] != ridge:
+            b = self._weights(ridge)
+            cross = b.T @ self.other_xy
+            self._residuals = ridge, self.other_yy - cross - cross.T + b.T @ (self.other_xx @ b)
+        return self._residuals[1]
 
 
 def nats(covariance: Tensor, products: Tensor, count: float) -> float:
