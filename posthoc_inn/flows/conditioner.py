@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from posthoc_inn.config import ConditionerConfig
 from posthoc_inn.errors import ConfigError, DataError, NotFittedError, ShapeError
+from posthoc_inn.flows.fast.reduced import Reduced
 from posthoc_inn.flows.fitted import FittedOnce
 from posthoc_inn.flows.subnet import Conv2d, Dropout, Linear, make_activation
 
@@ -52,15 +53,17 @@ def _is_reduced(config: ConditionerConfig) -> bool:
 
 
 class _Reduction(nn.Module):
-    """Fewer channels, one place at a time: (B, C, H, W) to (B, C', H, W)."""
+    """Standardised, and fewer channels, one place at a time: (B, C, H, W) to (B, C', H, W)."""
 
     def __init__(self, config: ConditionerConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.mix = Conv2d(config.z_shape[0], config.reduced, size=1, generator=generator, gain=FIRST_GAIN)
         self.activation = make_activation(config.activation)
 
-    def forward(self, z: Tensor) -> Tensor:
-        out: Tensor = self.activation(self.mix(z))
+    def forward(self, z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        weight, bias = self.mix.weight, self.mix.bias
+        mixed = Reduced.apply(z, mean, std, CLIP, weight, bias, self.mix.compute_dtype)
+        out: Tensor = self.activation(mixed)
         return out
 
 
@@ -216,8 +219,8 @@ class Standardization(FittedOnce):
             letters = ", ".join(str(n) for n in shape)
             raise ShapeError(f"z has shape {tuple(z.shape)}; this conditioner was built for (B, {letters}).")
 
-    def standardize(self, z: Tensor) -> Tensor:
-        """Return z (B, *z_shape) minus the mean over the deviation, clipped at ±10.
+    def check(self, z: Tensor) -> None:
+        """Check that z (..., *z_shape) can be standardised.
 
         Raises:
             ShapeError: z has another shape.
@@ -229,6 +232,15 @@ class Standardization(FittedOnce):
                 "The standardisation of z was not fitted. Call fit_standardization(batches) on training "
                 "data, or load trained weights."
             )
+
+    def standardize(self, z: Tensor) -> Tensor:
+        """Return z (B, *z_shape) minus the mean over the deviation, clipped at ±10.
+
+        Raises:
+            ShapeError: z has another shape.
+            NotFittedError: The standardisation was not fitted.
+        """
+        self.check(z)
         # In place after the first operation: maps of a large backbone take hundreds of megabytes a batch.
         return self._scaled(z).clamp_(-CLIP, CLIP)
 
@@ -286,9 +298,11 @@ class Conditioner(Standardization):
             NotFittedError: The standardisation was not fitted.
         """
         lead = z.shape[: z.ndim - len(self.config.z_shape)]
-        rows = self.standardize(z).reshape(-1, *self.config.z_shape)
-        if self.reduction is not None:
-            rows = self.reduction(rows)
+        if self.reduction is None:
+            rows = self.standardize(z).reshape(-1, *self.config.z_shape)
+        else:
+            self.check(z)
+            rows = self.reduction(z.reshape(-1, *self.config.z_shape), self.z_mean, self.z_std)
         context: Tensor = self.net(rows)
         if self.places is not None:
             context = torch.cat([context, self.places(rows).flatten(1)], dim=1)

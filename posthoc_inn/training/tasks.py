@@ -249,7 +249,7 @@ class FlowTask:
         index = self._shuffle.index(step)
         mean = self._train["mean"].rows(index)
         row = (
-            self._train["z"].rows(index).float(),
+            self._train["z"].rows(index),
             mean,
             self._train["std"].rows(index),
             torch.randn(mean.shape, generator=generator),
@@ -276,7 +276,7 @@ def flow_nats(flow: ConditionalFlow, cache: Cache, *, limit: int | None = None, 
     for part in cache.some(limit, seed=seed).sort().values.split(512):
         z, mean, std = (cache[name].rows(part) for name in ("z", "mean", "std"))
         noise = torch.randn(mean.shape, generator=generator)
-        z, mean, std, noise = (part.to(flow.device) for part in (z.float(), mean, std, noise))
+        z, mean, std, noise = (part.to(flow.device) for part in (z, mean, std, noise))
         found.append(flow_nll(*flow(mean + std * noise, flow.context(z))).double().cpu())
     return torch.cat(found)
 

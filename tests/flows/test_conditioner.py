@@ -277,3 +277,35 @@ def test_a_map_of_many_channels_is_reduced_first_where_that_is_asked_for():
     assert plain.reduction is None
     # Fewer channels than it would be brought to: nothing is done.
     assert Conditioner(ConditionerConfig(z_shape=(4, 6, 6), context_dim=7, reduced=8)).reduction is None
+
+
+@pytest.mark.parametrize("values", [1, 1 << 19], ids=["an image at a time", "all at once"])
+def test_reducing_a_few_images_at_a_time_is_standardising_and_a_convolution(monkeypatch, values):
+    monkeypatch.setattr("posthoc_inn.flows.fast.reduced.VALUES", values)
+    conditioner = Conditioner(ConditionerConfig(z_shape=(20, 3, 4), context_dim=7, reduced=5, width=8)).double()
+    conditioner.fit_standardization([torch.randn(64, 20, 3, 4, dtype=torch.float64)])
+    # Some of it lies beyond the clip.
+    z = (torch.randn(6, 20, 3, 4, dtype=torch.float64) * 6).requires_grad_()
+    mix = conditioner.reduction.mix
+    got = conditioner.reduction(z, conditioner.z_mean, conditioner.z_std)
+    slow = conditioner.reduction.activation(mix(conditioner.standardize(z)))
+    assert int(conditioner.clipped(z).sum()) > 0
+    torch.testing.assert_close(got, slow)
+    weights = torch.randn_like(got)
+    ours, theirs = (
+        torch.autograd.grad((out * weights).sum(), (z, mix.weight, mix.bias), retain_graph=True) for out in (got, slow)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_reducing_computes_in_bf16_where_that_is_asked_for_and_takes_half_precision():
+    conditioner = Conditioner(ConditionerConfig(z_shape=(80, 6, 6), context_dim=7, reduced=8, width=16))
+    z = torch.randn(16, 80, 6, 6)
+    conditioner.fit_standardization([z])
+    exact = conditioner(z.half().float())
+    assert torch.equal(conditioner(z.half()), exact)
+    set_compute_dtype(conditioner, torch.bfloat16)
+    rounded = conditioner(z.half())
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.05, rtol=0.05)
