@@ -12,6 +12,10 @@ _AUTOENCODER_TRAINING = TrainConfig(
 )
 _FLOW_TRAINING = TrainConfig(steps=7000, batch_size=512, lr=6e-3, weight_decay=0.3, eval_every=500, patience=4)
 
+# Over maps small convolutions get furthest in a given time: each weight sees every place of every image.
+_MAP_FLOW = FlowConfig(dim=64, context_dim=128, kind="conv", blocks=8, width=32, depth=1, dropout=0.05)
+_MAP_FLOW_TRAINING = TrainConfig(steps=15_000, batch_size=128, lr=4e-3, weight_decay=0.01, eval_every=500, patience=4)
+
 _CONCEPTS = ConceptConfig()
 
 
@@ -31,6 +35,7 @@ def _preset(
     activation: Activation = "silu",
     kind: str = "affine",
     concepts: ConceptConfig = _CONCEPTS,
+    **maps: Any,
 ) -> FitConfig:
     flow = FlowConfig(
         dim=dim,
@@ -54,6 +59,7 @@ def _preset(
         autoencoder_training=autoencoder,
         flow_training=training,
         concepts=concepts,
+        **maps,
     )
 
 
@@ -68,7 +74,7 @@ _PAPER: dict[str, Any] = {
 PRESETS: dict[str, FitConfig] = {
     p.preset: p
     for p in (
-        _preset("default", blocks=8, width=256, dropout=0.05),
+        _preset("default", blocks=8, width=256, dropout=0.05, map_flow=_MAP_FLOW, map_flow_training=_MAP_FLOW_TRAINING),
         _preset(
             "quick",
             blocks=8,
@@ -76,6 +82,8 @@ PRESETS: dict[str, FitConfig] = {
             dropout=0.1,
             autoencoder=_AUTOENCODER_TRAINING.replace(steps=3000, eval_every=500),
             training=_FLOW_TRAINING.replace(steps=900, eval_every=100),
+            map_flow=_MAP_FLOW,
+            map_flow_training=_MAP_FLOW_TRAINING.replace(steps=2500, eval_every=250),
         ),
         # Few pairs: t starts where the linear one ends, and stops before it knows its rows by heart.
         _preset(
