@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -61,11 +60,29 @@ def layers_worth_looking_at(manager: PluginManager, backbone: str) -> str:
     return f"{listed}All of them: posthoc-inn layers --backbone {backbone}"
 
 
-def needed_side(spec: ImageSpec | None) -> int | None:
-    """Return the side of images that a model with `spec` looks at, its central crop's margin included."""
-    if spec is None or spec.size is None:
+def reading_shape(spec: ImageSpec | None, image_size: int | None = None) -> tuple[int, int] | None:
+    """Return the height and width at which files are read for a model with `spec`, its central crop's margin included.
+
+    A file that covers them shows the model the pixels that `spec` would show it of the file itself.
+
+    Args:
+        spec: How the model wants its images.
+        image_size: Side of the autoencoder's images: the shorter side is no smaller.
+
+    Returns:
+        None for a model that takes what it gets.
+
+    >>> from posthoc_inn.config import ImageSpec
+    >>> reading_shape(ImageSpec(size=(32, 64), crop=0.5), 128)
+    (128, 256)
+    """
+    from posthoc_inn.images.spec import cover_of
+
+    cover = None if spec is None else cover_of(spec)
+    if cover is None:
         return None
-    return math.floor(max(spec.size) / spec.crop + 1e-6)
+    larger = max(1.0, (image_size or 0) / min(cover))
+    return round(cover[0] * larger), round(cover[1] * larger)
 
 
 def backbone_spec(
