@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from posthoc_inn.config import ImageSpec
 from posthoc_inn.errors import ConfigError, LayerNotFoundError, PluginError, PosthocInnError
@@ -60,6 +60,21 @@ def layers_worth_looking_at(manager: PluginManager, backbone: str) -> str:
     return f"{listed}All of them: posthoc-inn layers --backbone {backbone}"
 
 
+InputSize: TypeAlias = int | Sequence[int]
+"""Side of a square, or height and width."""
+
+
+def sides_of(size: InputSize | None) -> tuple[int, int] | None:
+    """Return height and width.
+
+    >>> sides_of(224), sides_of([64, 128]), sides_of(None)
+    ((224, 224), (64, 128), None)
+    """
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 def reading_shape(spec: ImageSpec | None, image_size: int | None = None) -> tuple[int, int] | None:
     """Return the height and width at which files are read for a model with `spec`, its central crop's margin included.
 
@@ -90,21 +105,21 @@ def backbone_spec(
     name: str,
     weights: str | None,
     *,
-    input_size: int | None,
+    input_size: InputSize | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> ImageSpec:
     """Return how a backbone wants its images, with what the options change."""
     named = None if weights in (TRAIN, NONE) else weights
-    spec = manager.image_spec(name, weights=named, image_size=input_size) or ImageSpec()
+    spec = manager.image_spec(name, weights=named, image_size=sides_of(input_size)) or ImageSpec()
     return _normalised(spec, mean, std)
 
 
 def own_spec(
-    *, input_size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+    *, input_size: InputSize | None, mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
 ) -> ImageSpec:
     """Return how a model of the user's own, or one that is trained here, gets its images."""
-    size = None if input_size is None else (input_size, input_size)
+    size = sides_of(input_size)
     return _normalised(ImageSpec(size=size, channels=channels), mean, std)
 
 

@@ -96,6 +96,27 @@ def test_the_picture_of_sample_shows_what_the_model_saw(bundle, photos, ask, tmp
         assert abs(np.ptp(rows) - np.ptp(columns)) <= 3
 
 
+def test_a_model_gets_files_at_the_height_and_width_that_are_asked_for(ask, tmp_path):
+    files = tmp_path / "files"
+    files.mkdir()
+    for k in range(24):
+        height, width, column, row = FILES[list(FILES)[k % 3]]
+        place = torch.tensor([[column - k, row + k / 2, 6.0, 6.0]])
+        save(blobs(place, (height, width))[0], files / f"{k:02}.png")
+    fit = (
+        "fit", *OWN, "--layer", "places", "--data", files, "--steps", "8", "--precision", "32", "--prediction-kind",
+        "none", "--out", tmp_path / "run",
+    )  # fmt: skip
+    answer = ask(*fit, "--input-size", "24x60")
+    assert answer.code == 0, answer.err
+    assert load_bundle(tmp_path / "run" / "bundle", autoencoder=Drawing()).adapter.spec.size == (24, 60)
+    assert "--input-size 24,60" in answer.out + answer.err + (tmp_path / "run" / "report.html").read_text()
+    assert ask("fit", "--out", tmp_path / "run", "--resume").code == 0
+    wrong = ask(*fit, "--input-size", "24x0")
+    assert wrong.code != 0
+    assert "is no size in pixels" in wrong.err
+
+
 def test_a_folder_of_wide_files_is_fitted_whole(ask, tmp_path):
     generator = torch.Generator().manual_seed(2)
     (tmp_path / "files").mkdir()

@@ -21,6 +21,7 @@ from posthoc_inn.cli.models import (
     means_import,
     own_spec,
     reading_shape,
+    sides_of,
 )
 from posthoc_inn.concepts.model import LONGEST_NAME
 from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec
@@ -69,7 +70,7 @@ def open_images(
             channels=3,
             held_out=options.held_out,
             seed=options.seed,
-            needed=(options.input_size, options.input_size) if options.input_size else reading_shape(spec),
+            needed=sides_of(options.input_size) or reading_shape(spec),
         )
         images.draws = draws or 1
         return images
