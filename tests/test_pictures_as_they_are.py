@@ -87,6 +87,12 @@ def test_the_model_sees_in_decoded_pictures_what_it_saw_in_images(way):
     assert interpreter.metrics_["faithfulness"]["similarity"] > 0.98
 
 
+def test_the_plan_tells_the_size_of_pictures_that_are_no_squares(way):
+    interpreter, images = way
+    height, width = interpreter.adapter_.picture_shape
+    assert (f"48 px (pictures of {height} x {width})" in str(interpreter.plan(images))) is (height != width)
+
+
 def test_figures_show_round_things_round(way):
     interpreter, images = way
     png = to_png(interpreter.analyze("samples", images[:2], samples=2).figure())

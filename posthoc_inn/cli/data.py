@@ -243,7 +243,7 @@ def _common_shape(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return height and width of images that are alike: the middle ratio of sides where nearly all have it, or 1.
 
     >>> _common_shape([(60, 120), (64, 128), (50, 100)]), _common_shape([(64, 128), (128, 64), (90, 80)])
-    ((60, 120), (80, 80))
+    ((60, 120), (64, 64))
     """
     ratios = sorted(width / height for height, width in sizes)
     ratio = ratios[len(ratios) // 2]

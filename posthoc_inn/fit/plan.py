@@ -174,8 +174,10 @@ def _described(parts: Parts) -> list[str]:
     config, adapter = parts.config, parts.adapter
     training = config.autoencoder_training
     how = " (given, already trained)" if parts.autoencoder_is_fitted else f", {training.steps:,} steps"
+    height, width = adapter.picture_shape
+    size = f"{adapter.image_size} px" + (f" (pictures of {height} x {width})" if height != width else "")
     lines = [
-        f"autoencoder  {parts.autoencoder.config.kind}, {adapter.image_size} px, {adapter.channels} channels, "
+        f"autoencoder  {parts.autoencoder.config.kind}, {size}, {adapter.channels} channels, "
         f"latent {config.latent_dim}{how}"
     ]
     if parts.concepts is not None:
