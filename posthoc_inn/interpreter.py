@@ -61,7 +61,8 @@ class Interpreter:
         autoencoder: A trained one to share, a `GivenGenerator`, or the shape of a new one; None for the built-in one.
         concept_model: A trained e to share, over latents of that autoencoder.
         preset: Name of a preset, or a `FitConfig`.
-        image_size: Side of the autoencoder's images in pixels; None to choose from the images.
+        image_size: Side of the autoencoder's images in pixels, the shorter side of pictures; None to choose from the
+            images.
         device: "auto" is where the model is.
         precision: "auto", "32" or "bf16", for training.
         seed: Of everything random.

@@ -138,13 +138,17 @@ class Pipeline:
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of z_bar, each (B, D), for the user's tensors (B, C, H, W)."""
-        parts = [self.autoencoder.encode(self.adapter.to_images(x.to(self.device))) for x in images.split(CHUNK)]
+        adapter = self.adapter
+        parts = [
+            self.autoencoder.encode(adapter.to_square(adapter.to_images(x.to(self.device))))
+            for x in images.split(CHUNK)
+        ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     @torch.no_grad()
     def decode(self, z_bar: Tensor) -> Tensor:
-        """Return images (B, C, H, W) in [0, 1] for latents (B, D)."""
-        return in_chunks(lambda z: self.autoencoder.decode(z.to(self.device)), z_bar)
+        """Return pictures (B, C, H, W) in [0, 1] for latents (B, D), at the true ratio of their sides."""
+        return in_chunks(lambda z: self.adapter.from_square(self.autoencoder.decode(z.to(self.device))), z_bar)
 
     @torch.no_grad()
     def reconstructions(self, images: Tensor) -> Tensor:
@@ -200,14 +204,14 @@ class Pipeline:
         if native is None:
             return self.ask_model(self.decode(latents))
         # Large ones: a few at a time.
-        parts = [self.ask_model(native(part.to(self.device))) for part in latents.split(16)]
+        parts = [self._ask(native(part.to(self.device)), self.adapter.images_to_model) for part in latents.split(16)]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     @torch.no_grad()
     def ask_model(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z (B, *z_shape) and the model's output for canonical images (B, C, H, W) of the autoencoder."""
-        parts = [
-            self.extractor.features_and_prediction(self.adapter.images_to_model(part.to(self.device)))
-            for part in images.split(128)
-        ]
+        """Return z (B, *z_shape) and the model's output for pictures (B, C, H, W), as `decode` makes them."""
+        return self._ask(images, self.adapter.pictures_to_model)
+
+    def _ask(self, images: Tensor, inputs: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        parts = [self.extractor.features_and_prediction(inputs(part.to(self.device))) for part in images.split(128)]
         return torch.cat([p[0].float() for p in parts]), torch.cat([p[1] for p in parts])

@@ -70,7 +70,10 @@ def _same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 def _treatment(adapter: InputAdapter) -> tuple[Any, ...]:
     undone = adapter.normalization
-    return adapter.spec, undone and (undone.mean, undone.std), adapter.image_size, adapter.channels
+    # Without a crop, and square, both frames show the same.
+    size = adapter.spec.size
+    frame = adapter.frame if adapter.spec.crop < 1 or (size is not None and size[0] != size[1]) else "view"
+    return adapter.spec, undone and (undone.mean, undone.std), adapter.image_size, adapter.channels, frame
 
 
 def to_canonical(adapter: InputAdapter, images: Tensor) -> Tensor:

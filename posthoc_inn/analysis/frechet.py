@@ -82,8 +82,8 @@ class FeatureNetwork:
     Maps (C, H, W) are averaged over places, tokens (T, N) over tokens.
 
     Args:
-        features: A pipeline (its layer, with its image spec), a `LayerExtractor` or module that eats canonical
-            images, a function of them, or None for Inception from local weights.
+        features: A pipeline (its layer, for pictures as it makes them), a `LayerExtractor` or module that eats
+            canonical images, a function of them, or None for Inception from local weights.
         name: What to call it; needed for a function.
 
     Raises:
@@ -98,7 +98,7 @@ class FeatureNetwork:
             self._run, default = _inception(), INCEPTION
         elif isinstance(features, Pipeline):
             pipeline = features
-            self._run = lambda x: pipeline.extractor.features(pipeline.adapter.images_to_model(x.to(pipeline.device)))
+            self._run = lambda x: pipeline.extractor.features(pipeline.adapter.pictures_to_model(x.to(pipeline.device)))
             default = _described(pipeline.extractor)
         elif isinstance(features, LayerExtractor):
             self._run, default = _moved(features), _described(features)

@@ -153,9 +153,9 @@ def compare_groups(
         for group, images in groups.items():
             part, drawn = _one(name, pipeline, group, images, judge, given.get(group), samples, seed)
             parts.append(part)
-            kept_pictures.append(fit_canonical(drawn[:shown].flatten(0, 1), first.image_size, first.channels))
+            kept_pictures.append(fit_canonical(drawn[:shown].flatten(0, 1), first.picture_shape, first.channels))
         pictures.append(torch.cat(kept_pictures).unflatten(0, (-1, samples)))
-    seen = torch.cat([fit_canonical(images[:shown], first.image_size, first.channels) for images in groups.values()])
+    seen = torch.cat([first.from_pictures(images[:shown]) for images in groups.values()])
     return GroupComparison(
         tuple(parts), samples, tuple(pipelines), tuple(groups), shown, images=seen, pictures=torch.stack(pictures)
     )
@@ -203,7 +203,7 @@ def _one(
     v = torch.randn(len(images), samples, pipeline.latent_dim, generator=generator)
     context = pipeline.context(pipeline.z_of(as_given(adapter, images)))
     drawn = pipeline.pictures(pipeline.sample_latents(context, v)).cpu()
-    own = _classes(judge, fit_canonical(images, adapter.image_size, adapter.channels))
+    own = _classes(judge, adapter.from_pictures(images))
     wanted = own if labels is None else labels.cpu().long()
     said = _classes(judge, drawn.flatten(0, 1)).reshape(len(images), samples)
     kept, error = share_with_error((said == wanted[:, None]).double().mean(1).tolist())

@@ -378,7 +378,7 @@ def inversion(
             SAMPLES: lambda z=z, v=v: pipeline.pictures(pipeline.sample_latents(pipeline.context(z), v)),  # type: ignore[misc]
         }
         if decoder is not None:
-            makers[ON_Z] = lambda z=z, d=decoder: d.pictures(z)[:, None]  # type: ignore[misc]
+            makers[ON_Z] = lambda z=z, d=decoder: pipeline.adapter.from_square(d.pictures(z))[:, None]  # type: ignore[misc]
         for one in tallies:
             if one.name in makers:
                 started = time.perf_counter()

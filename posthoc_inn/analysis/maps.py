@@ -225,8 +225,8 @@ class Moments:
 
 def _sampled(pipeline: Pipeline, context: Tensor, v: Tensor) -> Moments:
     """Return mean and variance over samples, each (B, C, H, W)."""
-    size, channels = pipeline.adapter.image_size, pipeline.adapter.channels
-    step = max(1, VALUES // (len(v) * channels * size * size))
+    (height, width), channels = pipeline.adapter.picture_shape, pipeline.adapter.channels
+    step = max(1, VALUES // (len(v) * channels * height * width))
     moments = Moments()
     for part in v.split(step, dim=1):
         latents = pipeline.sample_latents(context, part)

@@ -84,7 +84,7 @@ def autoencoder_quality(
     asked, errors = Asked(pipeline, 1), 0.0
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     for part, drawn_latents in zip(index.split(PICTURES), latents.split(PICTURES), strict=True):
-        images = unit(held_out["images"].rows(part))
+        images = pipeline.adapter.from_square(unit(held_out["images"].rows(part)))
         decoded = pipeline.decode(drawn_latents).cpu()
         asked.add(decoded, held_out["z"].rows(part), predictions(held_out, part))
         errors += float((2 * (decoded - images)).square().double().sum())
@@ -150,7 +150,8 @@ def resolution(pipeline: Pipeline, held_out: Cache, index: torch.Tensor) -> Reso
         return None
     asked = Asked(pipeline, 1)
     for part in index.split(PICTURES):
-        asked.add(unit(held_out["images"].rows(part)), held_out["z"].rows(part), predictions(held_out, part))
+        shown = pipeline.adapter.from_square(unit(held_out["images"].rows(part)))
+        asked.add(shown, held_out["z"].rows(part), predictions(held_out, part))
     found = asked.result()
     return Resolution(
         image_size=pipeline.adapter.image_size,

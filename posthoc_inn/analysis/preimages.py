@@ -68,7 +68,7 @@ def check_gradients(pipeline: Pipeline, z: Tensor) -> None:
     adapter = pipeline.adapter
     if adapter.dtype == "uint8":
         raise ConfigError(f"{_NEEDS} This model gets its images as bytes, which have no gradient. {_ADVICE}")
-    grey = torch.full((1, adapter.channels, adapter.image_size, adapter.image_size), 0.5)
+    grey = torch.full((1, adapter.channels, *adapter.picture_shape), 0.5)
     try:
         _gradient(pipeline, grey.to(pipeline.device), z[:1].to(pipeline.device).float(), MISFIT)
     except (RuntimeError, ModelError) as error:
@@ -84,7 +84,7 @@ def _gradient(pipeline: Pipeline, pictures: Tensor, z: Tensor, weight: float) ->
     """Return the gradient of the objective, (B, C, H, W), and the misfit of each picture, (B,)."""
     pictures = pictures.detach().requires_grad_()
     with torch.enable_grad():
-        found = pipeline.extractor.features(pipeline.adapter.images_to_model(pictures)).float()
+        found = pipeline.extractor.features(pipeline.adapter.pictures_to_model(pictures)).float()
         off = misfit(found, z)
         if not off.requires_grad:
             raise RuntimeError("its layer's output is cut off from the image.")
@@ -131,7 +131,7 @@ def preimages(
     adapter, found = pipeline.adapter, []
     for start in range(0, len(z), PART):
         part = z[start : start + PART].to(pipeline.device).float()
-        shape = (adapter.channels, adapter.image_size, adapter.image_size)
+        shape = (adapter.channels, *adapter.picture_shape)
         noise = [
             torch.randn(shape, generator=torch.Generator().manual_seed(derived(seed, "noise", start + k)))
             for k in range(len(part))

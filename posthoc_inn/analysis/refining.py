@@ -186,13 +186,15 @@ def _cost_of_prior(prior: tuple[Tensor, Tensor]) -> Cost:
 def _seen(pipeline: Pipeline, latents: Tensor) -> Tensor:
     """Return Φ(D(z_bar)), (B, *z_shape), with gradients where they are on."""
     native = getattr(pipeline.autoencoder, "native", None)
-    pictures = (pipeline.autoencoder.decode if native is None else native)(latents)
+    pictures = pipeline.adapter.from_square(pipeline.autoencoder.decode(latents)) if native is None else native(latents)
     if torch.is_grad_enabled() and not pictures.requires_grad:
         raise ConfigError(
             "refine needs gradients, and the decoder passes none on: a generator from a file (ONNX, OpenVINO) or in "
             "NumPy gives pictures alone. Leave refine out, or give the decoder as a torch module."
         )
-    seen = pipeline.extractor.features(pipeline.adapter.images_to_model(pictures)).float()
+    adapter = pipeline.adapter
+    inputs = adapter.pictures_to_model(pictures) if native is None else adapter.images_to_model(pictures)
+    seen = pipeline.extractor.features(inputs).float()
     if torch.is_grad_enabled() and not seen.requires_grad:
         raise ConfigError(
             "refine needs gradients, and the model passes none from its images to this layer: it takes whole numbers "

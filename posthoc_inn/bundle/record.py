@@ -18,7 +18,7 @@ from posthoc_inn.errors import BundleError, ConfigError, Problems, quoted, shown
 from posthoc_inn.features import PredictionKind
 from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.images import Normalization
-from posthoc_inn.images.adapter import MODEL_DTYPES, InputAdapter
+from posthoc_inn.images.adapter import MODEL_DTYPES, Frame, InputAdapter
 from posthoc_inn.rows.world import World
 from posthoc_inn.weights import describe_tensors, fingerprint
 
@@ -182,6 +182,7 @@ class AdapterRecord(Config):
     image_size: int
     channels: int
     dtype: str = "float32"
+    frame: Frame = "square"  # as in bundles that do not tell
 
     def _check(self, problems: Problems) -> None:
         _check_statistics(problems, self.spec.mean, self.spec.std)
@@ -194,13 +195,13 @@ class AdapterRecord(Config):
         record = (
             None if found is None else NormalizationRecord(tuple(found.mean), tuple(found.std), found.source[:MAX_TEXT])
         )
-        return cls(adapter.spec, record, adapter.image_size, adapter.channels, adapter.dtype)
+        return cls(adapter.spec, record, adapter.image_size, adapter.channels, adapter.dtype, adapter.frame)
 
     def adapter(self) -> InputAdapter:
         """Return the adapter."""
         found = self.normalization
         normalization = None if found is None else Normalization(found.mean, found.std, found.source)
-        return InputAdapter(self.spec, normalization, self.image_size, self.channels, self.dtype)
+        return InputAdapter(self.spec, normalization, self.image_size, self.channels, self.dtype, self.frame)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from posthoc_inn.cli.bundles import bundle_of, bundle_options, load, side_of
+from posthoc_inn.cli.bundles import bundle_of, bundle_options, load, shape_of
 from posthoc_inn.cli.echo import echo, echo_json
 from posthoc_inn.cli.options import KeyValue
 from posthoc_inn.cli.outside import Look
@@ -205,7 +205,7 @@ def _images(name: str, root: str | None, given: dict[str, Any], stored: Any, see
     adapter = stored.adapter
     if is_folder(manager, name):
         found = folder_images(
-            Path(name), size=side_of(stored), channels=adapter.channels, held_out=None, seed=seed, needed=None
+            Path(name), size=None, channels=adapter.channels, held_out=None, seed=seed, needed=shape_of(stored)
         )
         images = found.train if train else found.held_out
     else:

@@ -111,15 +111,16 @@ def read_images(stored: Bundle, paths: list[Path]) -> Tensor:
     from posthoc_inn.images import apply_spec, stack_image_files
 
     adapter = stored.adapter
-    images = stack_image_files(list(paths), side_of(stored), channels=adapter.channels)
+    images = stack_image_files(list(paths), shape_of(stored), channels=adapter.channels)
     return images if adapter.normalization is None else apply_spec(images, adapter.spec)
 
 
-def side_of(stored: Bundle) -> int:
-    """Return the side at which files are read: what the model or the autoencoder needs, the larger one."""
-    from posthoc_inn.cli.models import needed_side
+def shape_of(stored: Bundle) -> tuple[int, int]:
+    """Return the height and width at which files are read: what the model or the autoencoder needs, the larger one."""
+    from posthoc_inn.cli.models import reading_shape
 
-    return max(stored.adapter.image_size, needed_side(stored.adapter.spec) or 0)
+    size = stored.adapter.image_size
+    return reading_shape(stored.adapter.spec, size) or (size, size)
 
 
 def write_picture(out: Path, png: bytes) -> None:

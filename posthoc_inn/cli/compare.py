@@ -88,9 +88,9 @@ def command(
     from posthoc_inn.analysis import compare_groups
     from posthoc_inn.report.analyses import section_of, write_analyses
 
-    fitted, side, channels = _load(bundles, models, weights, device)
+    fitted, shape, channels = _load(bundles, models, weights, device)
     classifier = open_judge(str(judge), judge_weights)
-    images = {name: _read(Path(folder), side, channels, count, seed) for name, _, folder in pairs}
+    images = {name: _read(Path(folder), shape, channels, count, seed) for name, _, folder in pairs}
     started = time.perf_counter()
     result = compare_groups(fitted, images, classifier, samples=samples, seed=seed, shown=min(3, count))
     section = section_of("Groups of images", result, time.perf_counter() - started)
@@ -109,9 +109,16 @@ def command(
 
 def _load(
     bundles: Sequence[Path], models: Sequence[str], weights: Sequence[str], device: str
-) -> tuple[dict[str, Pipeline], int, int]:
-    """Return the fitted parts by name, the side at which files are read for all of them, and their channels."""
-    from posthoc_inn.cli.bundles import load, side_of
+) -> tuple[dict[str, Pipeline], tuple[int, int], int]:
+    """Return the fitted parts by name, height and width at which files are read for all of them, and their channels.
+
+    Raises:
+        DataError: They look at images of different ratios of sides.
+        PosthocInnError: A bundle cannot be loaded.
+    """
+    from posthoc_inn.cli.bundles import load, shape_of
+    from posthoc_inn.errors import DataError
+    from posthoc_inn.images.adapter import ASPECT
 
     fitted: dict[str, Pipeline] = {}
     stored: list[Bundle] = []
@@ -121,7 +128,15 @@ def _load(
         interpreter, found = load(bundle, model, state, device, None)
         stored.append(found)
         fitted[_name(bundle, fitted)] = interpreter.pipeline
-    return fitted, max(map(side_of, stored)), max(one.adapter.channels for one in stored)
+    shapes = [shape_of(one) for one in stored]
+    ratios = [width / height for height, width in shapes]
+    if max(ratios) > min(ratios) * (1 + ASPECT):
+        told = ", ".join(f"{name} {height} x {width}" for name, (height, width) in zip(fitted, shapes, strict=True))
+        raise DataError(
+            f"The models look at images of different ratios of sides ({told} pixels): the same files cannot be shown "
+            "to all of them uncut. Compare those of one ratio."
+        )
+    return fitted, max(shapes), max(one.adapter.channels for one in stored)
 
 
 def _name(bundle: Path, taken: dict[str, Any]) -> str:
@@ -153,7 +168,6 @@ def open_judge(name: str, weights: str | None) -> Judge:
     )
     from posthoc_inn.errors import ConfigError
     from posthoc_inn.images import apply_spec
-    from posthoc_inn.images.spec import fit_canonical
     from posthoc_inn.plugins import get_plugin_manager
     from posthoc_inn.weights import load_weights
 
@@ -178,15 +192,14 @@ def open_judge(name: str, weights: str | None) -> Judge:
 
     def judge(pictures: Tensor) -> Tensor:
         with torch.no_grad():
-            shown = fit_canonical(pictures, pictures.shape[-1], spec.channels)
-            answer: Tensor = network(apply_spec(shown, spec))
+            answer: Tensor = network(apply_spec(pictures, spec))
             return answer
 
     return judge
 
 
-def _read(folder: Path, side: int, channels: int, count: int, seed: int) -> Tensor:
-    """Return up to `count` images below a folder, chosen at random, (B, C, side, side) in [0, 1].
+def _read(folder: Path, shape: tuple[int, int], channels: int, count: int, seed: int) -> Tensor:
+    """Return up to `count` images below a folder, chosen at random, (B, C, *shape) in [0, 1].
 
     Raises:
         DataError: There are none, or they cannot be read.
@@ -196,4 +209,4 @@ def _read(folder: Path, side: int, channels: int, count: int, seed: int) -> Tens
 
     files = find_image_files(folder)
     chosen = [files[int(k)] for k in some_places(len(files), count, seed=seed)]
-    return stack_image_files(chosen, side, channels=channels)
+    return stack_image_files(chosen, shape, channels=channels)

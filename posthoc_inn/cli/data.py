@@ -22,6 +22,8 @@ EMBEDDED = "color-digits"
 """The data set that is there without any file."""
 SIZED = 2000
 """Images whose sizes are looked at, from their headers."""
+ALIKE, MOST = 0.02, 0.9
+"""How far ratios of sides may differ, and the share of images that must be alike to be read whole, not as squares."""
 LEAST_DRAWS = 20
 """Draws of a generator that a fit can be asked for at least."""
 DRAWS = "draws"
@@ -155,7 +157,13 @@ def registered_images(
 
 
 def folder_images(
-    folder: Path, *, size: int | None, channels: int, held_out: str | None, seed: int, needed: int | None
+    folder: Path,
+    *,
+    size: int | None,
+    channels: int,
+    held_out: str | None,
+    seed: int,
+    needed: tuple[int, int] | None,
 ) -> Images:
     """Open a folder of images; one subfolder a class gives labels, train/ and test/ give the split.
 
@@ -165,7 +173,7 @@ def folder_images(
         channels: 1 or 3.
         held_out: Share, or another folder, or None.
         seed: Seed of the choice of the held-out images.
-        needed: Side at which the model looks at images, or None where it takes what it gets.
+        needed: Height and width at which the model looks at images, or None where it takes what it gets.
 
     Raises:
         DataError: There are no images, or too few.
@@ -176,10 +184,10 @@ def folder_images(
     learned = folder
     if kept is None and held_out is None:
         learned, kept = _own_split(folder)
-    side, note = _reading_side(find_image_files(learned), size=size, needed=needed)
+    shape, note = _reading_shape(find_image_files(learned), size=size, needed=needed)
     share = 0.1 if held_out is None or kept is not None else _share(held_out)
     parts = [
-        LabelledFolder(root, side, channels=channels, train=part, held_out=share, seed=seed)
+        LabelledFolder(root, shape, channels=channels, train=part, held_out=share, seed=seed)
         for root, part in ((learned, True if kept is None else None), (kept or folder, False if kept is None else None))
     ]
     classes = parts[0].classes
@@ -193,34 +201,61 @@ def folder_images(
         str(folder),
         parts[0],
         parts[1],
-        size=side,
+        size=min(shape),
         classes=classes,
         told=f"{folder}: {len(parts[0]):,} images to learn from, {len(parts[1]):,} held out, {labelled}, read at "
-        f"{side} px",
+        f"{_pixels(shape)} px",
         notes=(note,) if note else (),
     )
 
 
-def _reading_side(files: list[Path], *, size: int | None, needed: int | None) -> tuple[int, str]:
-    """Return the side at which images are read, and how many of them are smaller.
+def _reading_shape(
+    files: list[Path], *, size: int | None, needed: tuple[int, int] | None
+) -> tuple[tuple[int, int], str]:
+    """Return the height and width at which images are read, and how many of them are smaller.
 
-    That of the model where it has one, whatever a few images are like; else the middle one of the images'.
+    Those of the model where it has them, whatever a few images are like; else the middle ones of the images, where
+    nearly all have one ratio of sides, or a square of the middle shorter side.
 
     Args:
         files: The images.
         size: Side of the autoencoder's images, or None.
-        needed: Side at which the model looks at images, or None where it takes what it gets.
+        needed: Height and width at which the model looks at images, or None where it takes what it gets.
     """
     from posthoc_inn.images.image_files import image_size
 
     picks = [files[k * (len(files) - 1) // (SIZED - 1)] for k in range(SIZED)] if len(files) > SIZED else files
-    sides = sorted(side for side in (min(image_size(file)) for file in picks) if side) or [8]
-    side = max(needed or sides[len(sides) // 2], size or 0, 8)
-    small = sum(s < side for s in sides)
+    sizes = [(height, width) for width, height in map(image_size, picks) if width and height] or [(8, 8)]
+    found = needed or _common_shape(sizes)
+    larger = max(1.0, max(size or 0, 8) / min(found))
+    shape = round(found[0] * larger), round(found[1] * larger)
+    small = sum(height < shape[0] or width < shape[1] for height, width in sizes)
     if not small:
-        return side, ""
+        return shape, ""
     of = f"{len(files):,} images" if len(picks) == len(files) else f"{SIZED:,} images looked at"
-    return side, f"{small:,} of {of} are smaller than the {side} px at which they are read, and are enlarged."
+    return (
+        shape,
+        f"{small:,} of {of} are smaller than the {_pixels(shape)} px at which they are read, and are enlarged.",
+    )
+
+
+def _common_shape(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return height and width of images that are alike: the middle ratio of sides where nearly all have it, or 1.
+
+    >>> _common_shape([(60, 120), (64, 128), (50, 100)]), _common_shape([(64, 128), (128, 64), (90, 80)])
+    ((60, 120), (64, 64))
+    """
+    ratios = sorted(width / height for height, width in sizes)
+    ratio = ratios[len(ratios) // 2]
+    alike = sum(abs(r / ratio - 1) <= ALIKE for r in ratios)
+    short = sorted(min(size) for size in sizes)[len(sizes) // 2]
+    if alike < MOST * len(sizes) or abs(ratio - 1) <= ALIKE:
+        return short, short
+    return (short, round(short * ratio)) if ratio > 1 else (round(short / ratio), short)
+
+
+def _pixels(shape: tuple[int, int]) -> str:
+    return str(shape[0]) if shape[0] == shape[1] else f"{shape[0]} x {shape[1]}"
 
 
 class LabelledFolder:
@@ -228,11 +263,11 @@ class LabelledFolder:
 
     Args:
         root: The folder.
-        size: Height and width in pixels.
+        size: Height and width in pixels, or one number for a square.
         options: As `posthoc_inn.images.ImageFiles` takes them.
     """
 
-    def __init__(self, root: Path, size: int, **options: Any) -> None:
+    def __init__(self, root: Path, size: int | tuple[int, int], **options: Any) -> None:
         from posthoc_inn.images import ImageFiles
 
         self._files = ImageFiles(root, size, **options)

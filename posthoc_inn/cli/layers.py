@@ -35,7 +35,7 @@ def command(
     model: str | None,
     weights: str | None,
     num_classes: int | None,
-    input_size: int | None,
+    input_size: int | tuple[int, int] | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     input_shape: tuple[int, int, int] | None,
@@ -58,11 +58,11 @@ def command(
     problems.check(input_shape is None or input_size is None, "give --input-shape or --input-size, not both")
     problems.raise_if_any()
 
-    from posthoc_inn.cli.models import backbone_spec, build_model
+    from posthoc_inn.cli.models import backbone_spec, build_model, sides_of
     from posthoc_inn.plugins import get_plugin_manager
 
-    manager = get_plugin_manager()
-    shape = input_shape or ((3, input_size, input_size) if input_size else None)
+    manager, size = get_plugin_manager(), sides_of(input_size)
+    shape = input_shape or (None if size is None else (3, *size))
     if shape is None and backbone is not None:
         spec = backbone_spec(manager, backbone, weights, input_size=None, mean=None, std=None)
         if spec.size is not None:

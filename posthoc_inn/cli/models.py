@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from posthoc_inn.config import ImageSpec
 from posthoc_inn.errors import ConfigError, LayerNotFoundError, PluginError, PosthocInnError
@@ -61,11 +60,44 @@ def layers_worth_looking_at(manager: PluginManager, backbone: str) -> str:
     return f"{listed}All of them: posthoc-inn layers --backbone {backbone}"
 
 
-def needed_side(spec: ImageSpec | None) -> int | None:
-    """Return the side of images that a model with `spec` looks at, its central crop's margin included."""
-    if spec is None or spec.size is None:
+InputSize: TypeAlias = int | Sequence[int]
+"""Side of a square, or height and width."""
+
+
+def sides_of(size: InputSize | None) -> tuple[int, int] | None:
+    """Return height and width.
+
+    >>> sides_of(224), sides_of([64, 128]), sides_of(None)
+    ((224, 224), (64, 128), None)
+    """
+    if size is None:
         return None
-    return math.floor(max(spec.size) / spec.crop + 1e-6)
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def reading_shape(spec: ImageSpec | None, image_size: int | None = None) -> tuple[int, int] | None:
+    """Return the height and width at which files are read for a model with `spec`, its central crop's margin included.
+
+    A file that covers them shows the model the pixels that `spec` would show it of the file itself.
+
+    Args:
+        spec: How the model wants its images.
+        image_size: Side of the autoencoder's images: the shorter side is no smaller.
+
+    Returns:
+        None for a model that takes what it gets.
+
+    >>> from posthoc_inn.config import ImageSpec
+    >>> reading_shape(ImageSpec(size=(32, 64), crop=0.5), 128)
+    (128, 256)
+    """
+    from posthoc_inn.images.spec import cover_of
+
+    cover = None if spec is None else cover_of(spec)
+    if cover is None:
+        return None
+    larger = max(1.0, (image_size or 0) / min(cover))
+    return round(cover[0] * larger), round(cover[1] * larger)
 
 
 def backbone_spec(
@@ -73,21 +105,21 @@ def backbone_spec(
     name: str,
     weights: str | None,
     *,
-    input_size: int | None,
+    input_size: InputSize | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> ImageSpec:
     """Return how a backbone wants its images, with what the options change."""
     named = None if weights in (TRAIN, NONE) else weights
-    spec = manager.image_spec(name, weights=named, image_size=input_size) or ImageSpec()
+    spec = manager.image_spec(name, weights=named, image_size=sides_of(input_size)) or ImageSpec()
     return _normalised(spec, mean, std)
 
 
 def own_spec(
-    *, input_size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+    *, input_size: InputSize | None, mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
 ) -> ImageSpec:
     """Return how a model of the user's own, or one that is trained here, gets its images."""
-    size = None if input_size is None else (input_size, input_size)
+    size = sides_of(input_size)
     return _normalised(ImageSpec(size=size, channels=channels), mean, std)
 
 

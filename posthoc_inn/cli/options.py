@@ -43,6 +43,27 @@ class Floats(ParamType):
             )
 
 
+class Pixels(ParamType):
+    """Height and width in pixels, or one number for a square.
+
+    >>> Pixels().convert("64x128", None, None), Pixels().convert("224", None, None)
+    ((64, 128), 224)
+    """
+
+    name = "PIXELS|HEIGHTxWIDTH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | tuple[int, int]:
+        """Parse `value`."""
+        parts = list(value) if isinstance(value, (tuple, list)) else str(value).lower().replace(",", "x").split("x")
+        try:
+            sides = [int(part) for part in parts]
+        except ValueError:
+            sides = []
+        if len(sides) not in (1, 2) or min(sides) < 1:
+            self.fail(f"{value!r} is no size in pixels (224, or height and width: 64x128)", param, ctx)
+        return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
 class Shape(ParamType):
     """Channels, height and width: 3x224x224, or one number for square colour images.
 
@@ -122,9 +143,8 @@ def model_options(*, with_weights_help: str) -> Callable[[F], F]:
         ),
         click.option(
             "--input-size",
-            type=click.IntRange(min=1),
-            metavar="PIXELS",
-            help="Height and width at which the model gets its images; the backbone's own unless given.",
+            type=Pixels(),
+            help="Height and width at which the model gets its images (such as 64x128); the backbone's own by default.",
         ),
         click.option("--mean", type=Floats(), help="Mean the model's images are normalised with, in units of [0, 1]."),
         click.option("--std", type=Floats(), help="Deviation they are normalised with."),

@@ -103,13 +103,16 @@ def sample_columns(
 
 
 class _Places:
-    """Where the parts of a grid stand; a picture's side is 1, and y points down."""
+    """Where the parts of a grid stand; a picture's shorter side is 1, and y points down."""
 
     def __init__(self, columns: Sequence[Column], row_labels: Sequence[str], note: str, inch: float) -> None:
         self.inch, line = inch, LINE / inch
         self.rows = len(columns[0].pictures)
-        self.step = 1 + GAP + line * any(column.labels for column in columns)
-        self.starts = [k * (1 + GAP) + WIDE * sum(c.gap for c in columns[: k + 1]) for k in range(len(columns))]
+        shapes = [sides_of(column.pictures) for column in columns]
+        self.wide, self.high = max(wide for wide, _ in shapes), max(high for _, high in shapes)
+        self.step = self.high + GAP + line * any(column.labels for column in columns)
+        across = self.wide + GAP
+        self.starts = [k * across + WIDE * sum(c.gap for c in columns[: k + 1]) for k in range(len(columns))]
         self.above = 0.08 + line * _lines(column.heading for column in columns)
         footers = _lines(column.footer for column in columns)
         self.note = line * (footers + 0.5) if footers else 0.0
@@ -124,14 +127,29 @@ class _Places:
     @property
     def size(self) -> tuple[float, float]:
         """Of the figure, in inches."""
-        wide, high = max(self.starts[-1] + 1.14, self.least) + self.left, self.bottom + 0.04 + self.above + self.under
+        wide, high = (
+            max(self.starts[-1] + self.wide + 0.14, self.least) + self.left,
+            self.bottom + 0.04 + self.above + self.under,
+        )
         return wide * self.inch, high * self.inch
 
     @property
     def limits(self) -> dict[str, tuple[float, float]]:
         """Of the axes."""
-        x = -self.left - 0.1, self.starts[-1] + 1.04
+        x = -self.left - 0.1, self.starts[-1] + self.wide + 0.04
         return {"xlim": x, "ylim": (self.bottom + 0.04 + self.under, -self.above)}
+
+
+def sides_of(pictures: Tensor) -> tuple[float, float]:
+    """Return width and height at which pictures (..., H, W) are drawn: true to their ratio, the shorter side 1.
+
+    >>> import torch
+    >>> sides_of(torch.zeros(3, 1, 64, 128))
+    (2.0, 1.0)
+    """
+    height, width = pictures.shape[-2:]
+    short = max(1, min(height, width))
+    return width / short, height / short
 
 
 def _lines(texts: Iterable[str]) -> int:
@@ -155,7 +173,7 @@ def grid(
         row_labels: A text for each row, to its left; line breaks are kept.
         note: Text below all; line breaks are kept.
         limit: Value of a map that has the lightest colour; 0 has the darkest.
-        inch: Side of a picture, in inches; with `ax`, what text is laid out for.
+        inch: Shorter side of a picture, in inches; with `ax`, what text is laid out for.
         heading_color: Of the headings.
         ax: Where to draw.
 
@@ -169,17 +187,27 @@ def grid(
     for k, column in enumerate(columns):
         x, last = places.starts[k], places.starts[min(k + column.span, len(columns)) - 1]
         for row in range(places.rows):
-            _draw_cell(ax, column, row, (x, row * places.step), limit)
+            _draw_cell(ax, column, row, (x, row * places.step, places.wide, places.high), limit)
         around: dict[str, Any] = {"ha": "center", "size": 7.5, "linespacing": 0.95}
         if column.heading:
             heading = cleaned(column.heading, FEW * (1 + column.span))
-            ax.text((x + last + 1) / 2, -0.07, heading, va="bottom", color=heading_color, **around)
+            ax.text((x + last + places.wide) / 2, -0.07, heading, va="bottom", color=heading_color, **around)
         if column.footer:
-            ax.text(x + 0.5, places.bottom + 0.06, cleaned(column.footer, FEW), va="top", color=INK, **around)
+            ax.text(
+                x + places.wide / 2, places.bottom + 0.06, cleaned(column.footer, FEW), va="top", color=INK, **around
+            )
         if column.rule:
             ax.plot([x - (GAP + WIDE) / 2] * 2, [-0.1, places.bottom], color=GRID, linewidth=1)
     for row, text in enumerate(row_labels):
-        ax.text(-0.14, row * places.step + 0.5, cleaned(text, LETTERS, 4), ha="right", va="center", size=8, color=INK)
+        ax.text(
+            -0.14,
+            row * places.step + places.high / 2,
+            cleaned(text, LETTERS, 4),
+            ha="right",
+            va="center",
+            size=8,
+            color=INK,
+        )
     if note:
         where = places.bottom + 0.08 + places.note
         ax.text(0, where, cleaned(note), ha="left", va="top", size=7.2, color=SOFT, linespacing=1.0)
@@ -189,12 +217,13 @@ def grid(
     return figure
 
 
-def _draw_cell(ax: Axes, column: Column, row: int, corner: tuple[float, float], limit: float) -> None:
-    """Draw a picture with its upper left corner at `corner`, its label and its frame."""
-    image, (x, y) = column.pictures[row], corner
+def _draw_cell(ax: Axes, column: Column, row: int, cell: tuple[float, float, float, float], limit: float) -> None:
+    """Draw a picture in the middle of `cell` (left, top, width, height), its label and its frame."""
+    image, (wide, high) = column.pictures[row], sides_of(column.pictures)
+    x, y = cell[0] + (cell[2] - wide) / 2, cell[1] + (cell[3] - high) / 2
     if bool(image.isnan().all()):
         return
-    where = (x, x + 1, y + 1, y)
+    where = (x, x + wide, y + high, y)
     if image.ndim == 2:
         values = image.cpu().numpy()
         ax.imshow(values, extent=where, interpolation="nearest", cmap=MAP, vmin=0, vmax=limit, zorder=2)
@@ -202,11 +231,19 @@ def _draw_cell(ax: Axes, column: Column, row: int, corner: tuple[float, float], 
         ax.imshow(picture(image), extent=where, interpolation="nearest", zorder=2)
     if column.labels:
         color = RED if column.marked and column.marked[row] else SOFT
-        ax.text(x + 0.5, y + 1.02, cleaned(column.labels[row], FEW, 1), ha="center", va="top", size=6.8, color=color)
+        ax.text(
+            x + wide / 2,
+            y + high + 0.02,
+            cleaned(column.labels[row], FEW, 1),
+            ha="center",
+            va="top",
+            size=6.8,
+            color=color,
+        )
     if column.corners and column.corners[row]:
-        frame = matplotlib("patches").Rectangle((x, y), 1, 1, fill=False, edgecolor=RED, linewidth=1.8, zorder=3)
+        frame = matplotlib("patches").Rectangle((x, y), wide, high, fill=False, edgecolor=RED, linewidth=1.8, zorder=3)
         frame.set_clip_on(False)
         ax.add_patch(frame)
         box = {"boxstyle": "square,pad=0.18", "facecolor": RED, "edgecolor": "none"}
         style: dict[str, Any] = {"ha": "right", "va": "bottom", "size": 6.5, "color": "white", "zorder": 4, "bbox": box}
-        ax.text(x + 0.96, y + 0.95, cleaned(column.corners[row], FEW, 1), **style)
+        ax.text(x + wide - 0.04, y + high - 0.05, cleaned(column.corners[row], FEW, 1), **style)

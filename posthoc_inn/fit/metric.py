@@ -64,7 +64,9 @@ def make_metric(
     network: nn.Module
     prepare: Prepare
     if config.perceptual == MODEL:
-        network, prepare, name = extractor.model, adapter.images_to_model, "the explained model"
+        # What is compared are the autoencoder's squares: the model sees them at their true ratio.
+        network, name = extractor.model, "the explained model"
+        prepare = lambda squares: adapter.pictures_to_model(adapter.from_square(squares))  # noqa: E731
         problems = Problems("perceptual='model'")
         problems.check(adapter.dtype != "uint8", "the model takes bytes, through which no gradient reaches a picture")
         problems.raise_if_any()

@@ -182,10 +182,9 @@ def _described(parts: Parts) -> list[str]:
     config, adapter = parts.config, parts.adapter
     training = config.autoencoder_training
     how = " (given, already trained)" if parts.autoencoder_is_fitted else f", {training.steps:,} steps"
-    lines = [
-        f"autoencoder  {parts.autoencoder.config.kind}, {adapter.image_size} px, {adapter.channels} channels, "
-        f"{_code(parts)}{how}"
-    ]
+    height, width = adapter.picture_shape
+    size = f"{adapter.image_size} px" + (f" (pictures of {height} x {width})" if height != width else "")
+    lines = [f"autoencoder  {parts.autoencoder.config.kind}, {size}, {adapter.channels} channels, {_code(parts)}{how}"]
     if parts.concepts is not None:
         names = ", ".join(getattr(parts.concepts.source, "names", None) or ("those of the labels",))
         lines.append(

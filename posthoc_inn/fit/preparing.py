@@ -25,7 +25,7 @@ from posthoc_inn.fit.refits import check_refits
 from posthoc_inn.fit.request import FitRequest, Subject
 from posthoc_inn.fit.stages import Fit
 from posthoc_inn.images import STREAM, BatchSource, InputAdapter, has_length, positions, recognize_normalization, split
-from posthoc_inn.images.adapter import MODEL_DTYPES
+from posthoc_inn.images.adapter import MODEL_DTYPES, Frame
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.progress import Reporter
 from posthoc_inn.protocols import ConceptSource
@@ -79,8 +79,11 @@ def make_adapter(source: BatchSource, subject: Subject, reporter: Reporter) -> I
     if spec is None and draws_of(source.data) is not None:
         # Draws are canonical pictures, whatever the model wants.
         spec = ImageSpec(mean=subject.mean or (0.0,), std=subject.std or (1.0,), channels=channels)
+    frame: Frame = "view"
     if isinstance(autoencoder, nn.Module):
-        shape = as_autoencoder(autoencoder).config
+        given = as_autoencoder(autoencoder)
+        # A generator frames its pictures itself: the model gets them as it gets images.
+        frame, shape = "square" if hasattr(given, "native") else "view", given.config
         size, picture_channels = shape.size, shape.channels
     elif isinstance(autoencoder, AutoencoderConfig):
         size, picture_channels = autoencoder.size, autoencoder.channels
@@ -88,13 +91,16 @@ def make_adapter(source: BatchSource, subject: Subject, reporter: Reporter) -> I
         size, picture_channels = subject.image_size or choose_image_size(height, width), channels
     if spec is not None:
         # Pictures have the autoencoder's size: they must reach the model at the size the images did.
-        spec = spec if spec.size is not None else spec.replace(size=(height, width))
-        return InputAdapter(spec, None, size, picture_channels, own_dtype(subject.extractor.model))
+        if spec.size is None:
+            left = max(1, round(height * spec.crop)), max(1, round(width * spec.crop))
+            spec = spec.replace(size=left)
+        own = own_dtype(subject.extractor.model)
+        return InputAdapter(spec, None, size, picture_channels, own, frame)
     found = recognize_normalization(source, mean=subject.mean, std=subject.std)
     means, stds = (", ".join(f"{value:.4g}" for value in values) for values in (found.mean, found.std))
     reporter.note(f"images are taken as normalised with mean {means} and std {stds}: {found.source}")
     spec = ImageSpec(size=(height, width), mean=found.mean, std=found.std, channels=channels)
-    adapter = InputAdapter(spec, found, size, picture_channels, str(source.source_dtype).removeprefix("torch."))
+    adapter = InputAdapter(spec, found, size, picture_channels, str(source.source_dtype).removeprefix("torch."), frame)
     if adapter.dtype == "uint8" and not takes_bytes(source, subject, adapter):
         adapter = dataclasses.replace(adapter, dtype="float32")
     return adapter
@@ -371,7 +377,7 @@ def prepare(
         reporter.note(note)
     device = choose_device(subject.device, like=subject.extractor.model)
     adapter = make_adapter(source, subject, reporter)
-    check_image_metrics(request.image_metrics, (adapter.image_size, adapter.image_size))
+    check_image_metrics(request.image_metrics, adapter.picture_shape)
     probe = subject.extractor.probe(adapter.to_model(source.first(4).to(device)))
     if probe.note:
         reporter.note(probe.note)

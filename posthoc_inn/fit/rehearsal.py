@@ -49,7 +49,7 @@ def _ask_about_pictures(parts: Parts, images: Tensor, z: Tensor, output: Tensor)
     finally:
         autoencoder.train(was_training)
     for shown in (pictures, pictures[:1]):
-        inputs = parts.adapter.images_to_model(shown)
+        inputs = parts.adapter.pictures_to_model(shown)
         seen = parts.extractor.features(inputs)
         if seen.shape[1:] != z.shape[1:]:
             raise DataError(

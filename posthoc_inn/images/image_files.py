@@ -77,13 +77,20 @@ def _deep(image: Image.Image) -> Tensor:
     return (gray / white)[None]
 
 
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+"""EXIF's tag of the orientation, and its values for pictures that lie on a side."""
+
+
 def image_size(path: PathLike) -> tuple[int, int]:
-    """Return width and height of a picture from its header, or (0, 0) where it has none."""
+    """Return width and height of a picture from its header, as it is turned upright; (0, 0) where it has none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=list(FORMATS)) as image:
-                return image.size
+                # PNG is decoded to find its EXIF data, which it seldom has.
+                turned = image.format != "PNG" and image.getexif().get(ORIENTATION) in SIDEWAYS
+                width, height = image.size
+                return (height, width) if turned else (width, height)
     except Exception:  # decoders raise anything on bad bytes; the picture is judged when it is read
         return 0, 0
 
@@ -217,23 +224,23 @@ def load_image_files(
 
 def stack_image_files(
     paths: PathLike | Iterable[PathLike],
-    size: int,
+    size: int | tuple[int, int],
     *,
     channels: int = 3,
     formats: Sequence[str] = FORMATS,
     max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
-    """Read pictures and bring all to one square size (see `fit_canonical`), one at a time.
+    """Read pictures and bring all to one size (see `fit_canonical`), one at a time.
 
     Args:
         paths: One or several files or folders.
-        size: Height and width in pixels.
+        size: Height and width in pixels, or one number for a square.
         channels: 1 or 3.
         formats: Pillow's names of the formats that are accepted.
         max_pixels: Height times width above which a file is refused, before decoding.
 
     Returns:
-        Float (B, channels, size, size) in [0, 1].
+        Float (B, channels, height, width) in [0, 1].
 
     Raises:
         DataError: A file cannot be used, or there is none.
@@ -245,7 +252,7 @@ def stack_image_files(
 
 
 class ImageFiles(Dataset[Tensor]):
-    """The images below a folder, without labels; item: float (channels, size, size) in [0, 1].
+    """The images below a folder, without labels; item: float (channels, height, width) in [0, 1].
 
     Attributes:
         files: The paths, in order.
@@ -261,7 +268,7 @@ class ImageFiles(Dataset[Tensor]):
     def __init__(
         self,
         root: PathLike,
-        size: int,
+        size: int | tuple[int, int],
         *,
         channels: int = 3,
         train: bool | None = None,
@@ -274,7 +281,8 @@ class ImageFiles(Dataset[Tensor]):
 
         Args:
             root: The folder, searched with its subfolders.
-            size: Height and width in pixels: shorter side resized, central square cut out.
+            size: Height and width in pixels, or one number for a square: resized until it is covered, the middle cut
+                out.
             channels: 1 or 3.
             train: True for the part to train on, False for the part held out, None for all.
             held_out: Share held out, in (0, 1).
@@ -286,7 +294,9 @@ class ImageFiles(Dataset[Tensor]):
             DataError: No folder, no images, or too few for a held-out part.
             ConfigError: `size`, `channels` or `held_out` is out of range.
         """
-        if not isinstance(size, int) or size < 1 or channels not in (1, 3) or not 0 < held_out < 1:
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        is_size = len(sides) == 2 and all(isinstance(side, int) and side >= 1 for side in sides)
+        if not is_size or channels not in (1, 3) or not 0 < held_out < 1:
             raise ConfigError(
                 f"ImageFiles takes a positive size in pixels, 1 or 3 channels and a held_out share in (0, "
                 f"1), got size={size!r}, channels={channels!r}, held_out={held_out!r}."

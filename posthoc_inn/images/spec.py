@@ -125,12 +125,14 @@ def _without_far_ends(images: Tensor, cover: tuple[int, int]) -> Tensor:
 def _resize_cover(images: Tensor, cover: tuple[int, int], interpolation: str) -> Tensor:
     """Resize, aspect ratio kept, to the smallest size that covers `cover`, as torchvision's `Resize`."""
     images = _without_far_ends(images, cover)
+    return resize(images, _covering(images, cover), interpolation)
+
+
+def _covering(images: Tensor, cover: tuple[int, int]) -> tuple[int, int]:
     height, width = images.shape[-2:]
     if cover[0] * width >= cover[1] * height:
-        target = (cover[0], max(cover[1], int(cover[0] * width / height)))
-    else:
-        target = (max(cover[0], int(cover[1] * height / width)), cover[1])
-    return resize(images, target, interpolation)
+        return cover[0], max(cover[1], int(cover[0] * width / height))
+    return max(cover[0], int(cover[1] * height / width)), cover[1]
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -168,15 +170,80 @@ def apply_spec(images: Tensor, spec: ImageSpec) -> Tensor:
     (torch.Size([2, 3, 4, 4]), 1.0)
     """
     check_canonical(images)
-    size = spec.size
-    if size is not None:
-        # The small term keeps 224 / 0.7 and the like from falling one short by rounding.
-        cover = (math.floor(size[0] / spec.crop + 1e-6), math.floor(size[1] / spec.crop + 1e-6))
-        images = center_crop(_resize_cover(images, cover, spec.interpolation), size)
+    cover = cover_of(spec)
+    if cover is not None and spec.size is not None:
+        images = center_crop(_resize_cover(images, cover, spec.interpolation), spec.size)
     elif spec.crop < 1:
         height, width = images.shape[-2:]
         images = center_crop(images, (max(1, round(height * spec.crop)), max(1, round(width * spec.crop))))
     return normalize(match_channels(images, spec.channels), spec.mean, spec.std)
+
+
+def cover_of(spec: ImageSpec) -> tuple[int, int] | None:
+    """Return the height and width that images are resized to cover before the central crop; None for no resizing.
+
+    >>> cover_of(ImageSpec(size=(224, 224), crop=0.875))
+    (256, 256)
+    """
+    if spec.size is None:
+        return None
+    # The small term keeps 224 / 0.7 and the like from falling one short by rounding.
+    return math.floor(spec.size[0] / spec.crop + 1e-6), math.floor(spec.size[1] / spec.crop + 1e-6)
+
+
+def framed(
+    images: Tensor, spec: ImageSpec, shape: tuple[int, int], channels: int, *, interpolation: str = "bicubic"
+) -> Tensor:
+    """Return the part of canonical images that a network with `spec` looks at, at a size of one's own.
+
+    `apply_spec` shows the network the same part at `spec.size`. The images are resized once, straight to what `shape`
+    needs; that the resized ones have whole pixels moves a border by half a pixel of the result at the most.
+
+    Args:
+        images: Canonical images (B, C, H, W).
+        spec: What the network wants.
+        shape: Height and width of the result; where their ratio is not that of `spec.size`, the part is squeezed.
+        channels: 1 or 3.
+        interpolation: How they are resized; bicubic results are clamped to [0, 1].
+
+    Returns:
+        (B, channels, *shape); `images` itself when there is nothing to do.
+
+    Raises:
+        ShapeError: `images` is not a canonical batch.
+
+    >>> framed(torch.rand(2, 1, 40, 100), ImageSpec(size=(64, 128)), (28, 56), 3).shape
+    torch.Size([2, 3, 28, 56])
+    """
+    check_canonical(images)
+    images = match_channels(images, channels) if channels < images.shape[1] else images
+    cover = cover_of(spec)
+    if cover is None or spec.size is None:
+        height, width = images.shape[-2:]
+        whole, part = (height, width), (max(1, round(height * spec.crop)), max(1, round(width * spec.crop)))
+    else:
+        images = _without_far_ends(images, cover)
+        whole, part = _covering(images, cover), spec.size
+    (high, top), (wide, left) = (_nearest(w, p, n) for w, p, n in zip(whole, part, shape, strict=True))
+    resized = resize(images, (high, wide), interpolation)
+    return match_channels(resized[..., top : top + shape[0], left : left + shape[1]], channels)
+
+
+def _nearest(whole: int, part: int, count: int) -> tuple[int, int]:
+    """Return how many pixels to resize to, and the first of `count` to keep, to show what a central crop shows.
+
+    >>> _nearest(48, 32, 28), _nearest(85, 64, 64)
+    ((42, 7), (85, 10))
+    """
+    first = round((whole - part) / 2.0)  # as in `center_crop`
+    start, stop = first / whole, (first + part) / whole
+
+    def off(way: tuple[int, int]) -> float:
+        return max(abs(way[1] / way[0] - start), abs((way[1] + count) / way[0] - stop))
+
+    near = int(count * whole / part)
+    sizes = range(max(count, near - 1), max(count, near + 2) + 1)
+    return min(((size, min(round(start * size), size - count)) for size in sizes), key=off)
 
 
 def undo_spec_normalization(x: Tensor, spec: ImageSpec) -> Tensor:
@@ -189,17 +256,19 @@ def undo_spec_normalization(x: Tensor, spec: ImageSpec) -> Tensor:
     return denormalize(x, spec.mean, spec.std)
 
 
-def fit_canonical(images: Tensor, size: int, channels: int, *, interpolation: str = "bicubic") -> Tensor:
-    """Bring canonical images to an autoencoder's square size: shorter side resized, central square kept.
+def fit_canonical(
+    images: Tensor, size: int | tuple[int, int], channels: int, *, interpolation: str = "bicubic"
+) -> Tensor:
+    """Bring canonical images to one size: resized, aspect ratio kept, until they cover it, and the middle kept.
 
     Args:
         images: Canonical images (B, C, H, W).
-        size: Height and width in pixels.
+        size: Height and width in pixels, or one number for a square.
         channels: 1 or 3.
         interpolation: How they are resized; bicubic results are clamped to [0, 1].
 
     Returns:
-        (B, channels, size, size); `images` itself when there is nothing to do.
+        (B, channels, height, width); `images` itself when there is nothing to do.
 
     Raises:
         ShapeError: `images` is not a canonical batch.
@@ -208,8 +277,9 @@ def fit_canonical(images: Tensor, size: int, channels: int, *, interpolation: st
     torch.Size([2, 3, 28, 28])
     """
     check_canonical(images)
-    if not isinstance(size, int) or size < 1:
-        raise ConfigError(f"size must be a positive whole number of pixels, got {size!r}.")
+    target = (size, size) if isinstance(size, int) else tuple(size)
+    if len(target) != 2 or any(not isinstance(side, int) or side < 1 for side in target):
+        raise ConfigError(f"size must be a positive whole number of pixels, or height and width, got {size!r}.")
     images = match_channels(images, channels) if channels < images.shape[1] else images
-    images = center_crop(_resize_cover(images, (size, size), interpolation), (size, size))
+    images = center_crop(_resize_cover(images, target, interpolation), target)
     return match_channels(images, channels)

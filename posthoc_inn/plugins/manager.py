@@ -277,13 +277,16 @@ class PluginManager:
             )
         return model.eval()
 
-    def image_spec(self, name: str, *, weights: str | None = None, image_size: int | None = None) -> ImageSpec | None:
+    def image_spec(
+        self, name: str, *, weights: str | None = None, image_size: int | tuple[int, int] | None = None
+    ) -> ImageSpec | None:
         """Return how the backbone `name` wants its images; None for canonical images as they are.
 
         Args:
             name: Registered name.
             weights: As in `build_backbone`; named weights may want another size than the network's default.
-            image_size: Height and width in pixels instead of the spec's own (without its central crop).
+            image_size: Height and width in pixels, or one number for a square, instead of the spec's own (without its
+                central crop).
 
         Raises:
             PluginError: The spec cannot be found out.
@@ -307,7 +310,7 @@ class PluginManager:
             )
         if image_size is None:
             return spec
-        size = (image_size, image_size)
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
         return ImageSpec(size=size) if spec is None else spec.replace(size=size, crop=1.0)
 
     def build_dataset(

@@ -77,7 +77,7 @@ class RowReader:
             given = adapter.images_to_model(images) if are_pictures else adapter.to_model(images)
             z, output = self.extractor.features_and_prediction(given)
             shown = adapter.from_pictures(images) if are_pictures else adapter.to_images(images)
-            row = {"images": pixels(shown).cpu(), "z": z.float().cpu()}
+            row = {"images": pixels(adapter.to_square(shown)).cpu(), "z": z.float().cpu()}
             said = self.extractor.said(output)
             if said is not None:
                 row["prediction"] = said

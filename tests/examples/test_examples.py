@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 REAL = os.environ.get("POSTHOC_INN_DATA_DIR", "")
@@ -108,3 +110,24 @@ def test_the_inversions_run_and_go_on(tmp_path):
     assert rows_of((tmp_path / "inversion.md").read_text())[0] == "| Fréchet | reconstruction | t | decoder |"
     again = run("inversion_by_depth.py", *arguments)
     assert rows_of(first)[-20:] == rows_of(again)[-20:]
+
+
+@pytest.mark.slow
+def test_the_vision_transformer_is_trained_explained_and_gone_on_with(tmp_path):
+    pytest.importorskip("timm")
+    generator = torch.Generator().manual_seed(0)
+    classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    for part, count in (("train", 40), ("test", 20)):
+        for name in classes:
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = torch.randint(256, (32, 32, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(tmp_path / "data" / part / name / f"{k}.png")
+    arguments = ("--data-dir", tmp_path / "data", "--out", tmp_path / "out", "--smoke")
+    first = run("vision_transformer.py", *arguments)
+    for what in ("class token", "mean of all tokens", "patches"):
+        assert f"| {what} |" in first
+    assert (tmp_path / "out" / "vision-transformer.jpg").exists()
+    again = run("vision_transformer.py", *arguments)
+    assert rows_of(first) == rows_of(again)
+    assert "steps" not in again

@@ -43,11 +43,27 @@ def test_one_tiny_picture_does_not_set_the_size_of_all(tmp_path):
     folder = fill(tmp_path / "photos", 20, size=(120, 90))
     Image.new("RGB", (1, 1)).save(folder / "spacer.png")
     found = opened(folder)
-    assert found.train[0].shape == (3, 90, 90)
-    assert found.notes == ("1 of 21 images are smaller than the 90 px at which they are read, and are enlarged.",)
-    assert opened(folder, needed=64).train[0].shape == (3, 64, 64)
-    assert opened(folder, needed=224).train[0].shape == (3, 224, 224)
-    assert opened(folder, needed=224).notes[0].startswith("21 of 21 images")
+    assert found.train[0].shape == (3, 90, 120)
+    assert found.notes == ("1 of 21 images are smaller than the 90 x 120 px at which they are read, and are enlarged.",)
+    assert opened(folder, needed=(64, 64)).train[0].shape == (3, 64, 64)
+    assert opened(folder, needed=(64, 64), size=96).train[0].shape == (3, 96, 96)
+    assert opened(folder, needed=(224, 224)).train[0].shape == (3, 224, 224)
+    assert opened(folder, needed=(224, 224)).notes[0].startswith("21 of 21 images")
+
+
+def test_a_folder_of_many_ratios_is_read_as_squares_and_one_ratio_whole(tmp_path):
+    mixed = fill(fill(tmp_path / "mixed", 6, size=(120, 90)) / "tall", 6, size=(60, 80)).parent
+    assert opened(mixed).train[0].shape == (3, 90, 90)
+    assert opened(fill(tmp_path / "tall", 6, size=(30, 60))).train[0].shape == (3, 60, 30)
+    assert opened(fill(tmp_path / "wide", 6, size=(60, 30)), needed=(20, 50)).train[0].shape == (3, 20, 50)
+
+
+def test_photographs_that_lie_on_a_side_are_measured_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for k in range(6):
+        Image.new("RGB", (60, 30)).save(tmp_path / f"{k}.jpg", exif=exif)
+    assert opened(tmp_path).train[0].shape == (3, 60, 30)
 
 
 def test_the_parts_of_a_data_set_are_found_under_their_usual_names(tmp_path):

@@ -20,8 +20,9 @@ from posthoc_inn.cli.models import (
     channels_of,
     import_autoencoder,
     means_import,
-    needed_side,
     own_spec,
+    reading_shape,
+    sides_of,
 )
 from posthoc_inn.concepts.model import LONGEST_NAME
 from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec
@@ -70,7 +71,7 @@ def open_images(
             channels=3,
             held_out=options.held_out,
             seed=options.seed,
-            needed=options.input_size or needed_side(spec),
+            needed=sides_of(options.input_size) or reading_shape(spec),
         )
         images.draws = draws or 1
         return images

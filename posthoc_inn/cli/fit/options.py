@@ -39,7 +39,7 @@ class FitOptions:
     model: str | None = None
     weights: str | None = None
     num_classes: int | None = None
-    input_size: int | None = None
+    input_size: int | list[int] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
     layer: str | None = None
