@@ -33,6 +33,8 @@ class AutoencoderConfig(Config):
             without its directory.
         perceptual_layers: Layers whose features are compared; early ones are chosen when none are named.
         perceptual_weight: What the distance is multiplied with, before the squared error of images in [-1, 1] is added.
+        perceptual_share: Share of a batch that the distance is taken over in training: most networks that explain are
+            larger than an autoencoder, and fewer pictures a step are more steps.
         discriminator: Weight of the patch discriminator of MSC tab. S6, as a share of the gradient of all else at the
             last layer of D; 0 for none.
         discriminator_start: Share of the steps after which it is switched on.
@@ -56,6 +58,7 @@ class AutoencoderConfig(Config):
     perceptual_weights: str = ""
     perceptual_layers: tuple[str, ...] = ()
     perceptual_weight: float = 0.1
+    perceptual_share: float = 0.25
     discriminator: float = 0.0
     discriminator_start: float = 0.5
     discriminator_width: int = 64
@@ -103,6 +106,9 @@ class AutoencoderConfig(Config):
         )
         problems.check(
             0 <= self.perceptual_weight <= 1000, f"perceptual_weight must be in [0, 1000], got {self.perceptual_weight}"
+        )
+        problems.check(
+            0 < self.perceptual_share <= 1, f"perceptual_share must be in (0, 1], got {self.perceptual_share}"
         )
         problems.check(
             bool(self.perceptual) or not (self.perceptual_weights or self.perceptual_layers),

@@ -98,6 +98,7 @@ AUTOENCODERS = st.builds(
     perceptual_weights=st.text(max_size=8),
     perceptual_layers=st.lists(st.text(max_size=4), max_size=3).map(tuple),
     perceptual_weight=real(0, 1000),
+    perceptual_share=real(0.01, 1),
     discriminator=real(0, 1000),
     discriminator_start=SHARE,
     discriminator_width=whole(1, 4096),

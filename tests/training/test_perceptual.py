@@ -122,7 +122,7 @@ def test_the_last_layer_at_each_size_is_chosen_and_early_ones_of_a_network_of_on
 def test_it_is_added_to_the_squared_error_with_its_weight_and_gamma_is_that_of_the_sum():
     autoencoder = ConvAutoencoder(AutoencoderConfig(latent_dim=5, width=4, min_gamma=0.0, perceptual_weight=0.7))
     distance = FeatureDistance(small(torch.float32), lambda x: x, ["1"])
-    module = AutoencoderLoss(autoencoder, distance)
+    module = AutoencoderLoss(autoencoder, distance).eval()
     images = torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)
     noise = torch.randn(4, 5)
     figures = module.figures(images, noise)
@@ -135,6 +135,22 @@ def test_it_is_added_to_the_squared_error_with_its_weight_and_gamma_is_that_of_t
     before = autoencoder.log_gamma.clone()
     torch.testing.assert_close(module(images, noise), expected)
     torch.testing.assert_close(autoencoder.log_gamma, before + 0.01 * (total.log() - before))
+
+
+def test_in_training_a_share_of_the_batch_is_compared():
+    config = AutoencoderConfig(latent_dim=5, width=4, perceptual_share=0.3, perceptual_weight=1.0)
+    seen = []
+
+    def metric(pictures, images):
+        seen.append((pictures, images))
+        return (pictures - images).square().mean()
+
+    module = AutoencoderLoss(ConvAutoencoder(config), metric)
+    images, noise = torch.randint(0, 256, (8, 3, 28, 28), dtype=torch.uint8), torch.randn(8, 5)
+    module(images, noise)
+    assert torch.equal(seen[0][1], images[:3] / 255)
+    module.eval().figures(images, noise)
+    assert len(seen[1][0]) == len(seen[1][1]) == 8
 
 
 def test_its_network_is_neither_trained_nor_saved_nor_switched_to_training():
