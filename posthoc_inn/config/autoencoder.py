@@ -57,7 +57,7 @@ class AutoencoderConfig(Config):
     perceptual: str = ""
     perceptual_weights: str = ""
     perceptual_layers: tuple[str, ...] = ()
-    perceptual_weight: float = 0.1
+    perceptual_weight: float = 0.03
     perceptual_share: float = 0.25
     discriminator: float = 0.0
     discriminator_start: float = 0.5

@@ -105,7 +105,7 @@ AUTOENCODERS = st.builds(
 )
 MAPS = st.builds(
     AutoencoderConfig.of_map,
-    whole(1, 32).map(lambda side: 8 * side),
+    whole(1, 16).map(lambda side: 8 * side),
     st.sampled_from((1, 3)),
     latent_channels=whole(1, 16),
     reduction=st.sampled_from((2, 4, 8)),
