@@ -95,6 +95,16 @@ class AutoencoderConfig(Config):
         side = self.size // self.reduction
         return (self.latent_channels, side, side)
 
+    @property
+    def latent_told(self) -> str:
+        """The width of the latent in words, with its shape where it is a map.
+
+        >>> AutoencoderConfig().latent_told, AutoencoderConfig.of_map(32).latent_told
+        ('64', '256 (4 x 8 x 8)')
+        """
+        shape = "" if self.latent == "vector" else f" ({' x '.join(map(str, self.latent_shape))})"
+        return f"{self.latent_dim}{shape}"
+
     def _check(self, problems: Problems) -> None:
         problems.check(0 <= self.min_gamma <= 4, f"min_gamma must be in [0, 4], got {self.min_gamma}")
         problems.check(8 <= self.size <= 1024, f"size must be 8 to 1024 pixels, got {self.size}")

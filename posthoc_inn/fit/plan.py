@@ -176,7 +176,7 @@ def _described(parts: Parts) -> list[str]:
     how = " (given, already trained)" if parts.autoencoder_is_fitted else f", {training.steps:,} steps"
     lines = [
         f"autoencoder  {parts.autoencoder.config.kind}, {adapter.image_size} px, {adapter.channels} channels, "
-        f"latent {config.latent_dim}{how}"
+        f"latent {parts.autoencoder.config.latent_told}{how}"
     ]
     if parts.concepts is not None:
         names = ", ".join(getattr(parts.concepts.source, "names", None) or ("those of the labels",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from posthoc_inn.errors import ConfigError, LayerNotFoundError, PosthocInnWarnin
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.fit.metric import make_metric
 from posthoc_inn.images import InputAdapter
+from posthoc_inn.report.fitted import _perceptual_settings
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training.perceptual import FeatureDistance, choose_layers
 from posthoc_inn.training.tasks import AutoencoderLoss, AutoencoderTask
@@ -189,6 +191,10 @@ def test_a_fit_by_the_explained_model_leaves_it_alone_and_records_what_it_was_tr
     assert found["features"] == "the explained model"
     assert (found["layers"], found["weight"]) == (["2", "4"], 0.03)
     assert all("distance" in row for row in interpreter.autoencoder_history_.rows)
+    assert _perceptual_settings(interpreter.metrics_) == {
+        "pictures compared by": "pixels, and the explained model at 2, 4"
+    }
+    assert _perceptual_settings({}) == {}
     interpreter.save(tmp_path / "bundle")
     again = Interpreter.load(tmp_path / "bundle", model=model)
     assert again.metrics_["perceptual"]["fingerprint"] == found["fingerprint"]
@@ -206,6 +212,13 @@ def test_wrong_networks_layers_and_kinds_are_refused_before_anything_is_trained(
         Interpreter(network_with_state(), "3", spec=SPEC, autoencoder=config, preset=TINY).fit(images())
     with pytest.raises(ConfigError, match=r"perceptual='model' is the explained model .*leave out perceptual_weights"):
         AutoencoderConfig(perceptual="model", perceptual_weights="a.pth")
+
+
+def test_a_network_that_cannot_be_copied_is_told():
+    net = small()
+    net.lock = threading.Lock()
+    with pytest.raises(ConfigError, match=r"Sequential cannot be copied.*registered backbone"):
+        FeatureDistance(net, lambda x: x, ["0"])
 
 
 def test_no_gradient_through_a_network_is_told():
