@@ -33,6 +33,8 @@ class AutoencoderConfig(Config):
             without its directory.
         perceptual_layers: Layers whose features are compared; early ones are chosen when none are named.
         perceptual_weight: What the distance is multiplied with, before the squared error of images in [-1, 1] is added.
+        perceptual_share: Share of a batch that the distance is taken over in training: most networks that explain are
+            larger than an autoencoder, and fewer pictures a step are more steps.
         discriminator: Weight of the patch discriminator of MSC tab. S6, as a share of the gradient of all else at the
             last layer of D; 0 for none.
         discriminator_start: Share of the steps after which it is switched on.
@@ -55,7 +57,8 @@ class AutoencoderConfig(Config):
     perceptual: str = ""
     perceptual_weights: str = ""
     perceptual_layers: tuple[str, ...] = ()
-    perceptual_weight: float = 0.1
+    perceptual_weight: float = 0.03
+    perceptual_share: float = 0.25
     discriminator: float = 0.0
     discriminator_start: float = 0.5
     discriminator_width: int = 64
@@ -92,6 +95,16 @@ class AutoencoderConfig(Config):
         side = self.size // self.reduction
         return (self.latent_channels, side, side)
 
+    @property
+    def latent_told(self) -> str:
+        """The width of the latent in words, with its shape where it is a map.
+
+        >>> AutoencoderConfig().latent_told, AutoencoderConfig.of_map(32).latent_told
+        ('64', '256 (4 x 8 x 8)')
+        """
+        shape = "" if self.latent == "vector" else f" ({' x '.join(map(str, self.latent_shape))})"
+        return f"{self.latent_dim}{shape}"
+
     def _check(self, problems: Problems) -> None:
         problems.check(0 <= self.min_gamma <= 4, f"min_gamma must be in [0, 4], got {self.min_gamma}")
         problems.check(8 <= self.size <= 1024, f"size must be 8 to 1024 pixels, got {self.size}")
@@ -103,6 +116,9 @@ class AutoencoderConfig(Config):
         )
         problems.check(
             0 <= self.perceptual_weight <= 1000, f"perceptual_weight must be in [0, 1000], got {self.perceptual_weight}"
+        )
+        problems.check(
+            0 < self.perceptual_share <= 1, f"perceptual_share must be in (0, 1], got {self.perceptual_share}"
         )
         problems.check(
             bool(self.perceptual) or not (self.perceptual_weights or self.perceptual_layers),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from posthoc_inn.autoencoders import Autoencoder, GaussianAutoencoder
 from posthoc_inn.config import AutoencoderConfig, ImageSpec
 from posthoc_inn.errors import ConfigError, PosthocInnWarning, Problems
 from posthoc_inn.features import LayerExtractor
-from posthoc_inn.features.isolation import unwrap
 from posthoc_inn.images import InputAdapter, apply_spec, resize
 from posthoc_inn.plugins import get_plugin_manager
-from posthoc_inn.training.perceptual import FeatureDistance, Prepare, choose_layers
+from posthoc_inn.training.perceptual import FeatureDistance, Prepare, choose_layers, copied
 
 MODEL = "model"
 """What `AutoencoderConfig.perceptual` calls the explained model."""
@@ -77,9 +75,7 @@ def make_metric(
     images = torch.rand(2, config.channels, config.size, config.size, generator=generator).to(device)
     layers = config.perceptual_layers
     if not layers:
-        with torch.inference_mode(False), torch.no_grad():
-            looked = copy.deepcopy(unwrap(network)).eval().to(device)
-            layers = tuple(choose_layers(looked, prepare(images)))
+        layers = tuple(choose_layers(copied(network).eval().to(device), prepare(images)))
     distance = FeatureDistance(network, prepare, layers, name=name)
     distance.net.to(device)
     distance.check(images)

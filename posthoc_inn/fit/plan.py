@@ -169,14 +169,6 @@ def _compared(parts: Parts) -> list[str]:
     return [] if found is None else [f"prediction   {found.kind}: {found.why}"]
 
 
-def _code(parts: Parts) -> str:
-    """Return what the code is, in words."""
-    shape = parts.flow.flow.config.latent_shape
-    if not shape:
-        return f"latent of {parts.config.latent_dim}"
-    return f"latent a map of {'×'.join(map(str, shape))} that keeps places"
-
-
 def _described(parts: Parts) -> list[str]:
     """Return a line each on autoencoder, e and t."""
     config, adapter = parts.config, parts.adapter
@@ -184,7 +176,8 @@ def _described(parts: Parts) -> list[str]:
     how = " (given, already trained)" if parts.autoencoder_is_fitted else f", {training.steps:,} steps"
     height, width = adapter.picture_shape
     size = f"{adapter.image_size} px" + (f" (pictures of {height} x {width})" if height != width else "")
-    lines = [f"autoencoder  {parts.autoencoder.config.kind}, {size}, {adapter.channels} channels, {_code(parts)}{how}"]
+    told = parts.autoencoder.config.latent_told
+    lines = [f"autoencoder  {parts.autoencoder.config.kind}, {size}, {adapter.channels} channels, latent {told}{how}"]
     if parts.concepts is not None:
         names = ", ".join(getattr(parts.concepts.source, "names", None) or ("those of the labels",))
         lines.append(

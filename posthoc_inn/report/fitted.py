@@ -219,7 +219,7 @@ def _warnings(interpreter: Fitted, metrics: Mapping[str, Any]) -> list[str]:
 
 def _settings(interpreter: Fitted, metrics: Mapping[str, Any], words: ReportWords) -> dict[str, str]:
     pipeline, own = interpreter.pipeline, interpreter.autoencoder_.config
-    autoencoder = f"{own.kind}, {own.size} px, {own.channels} channels, latent {own.latent_dim}"
+    autoencoder = f"{own.kind}, {own.size} px, {own.channels} channels, latent {own.latent_told}"
     return {
         "layer": interpreter.layer or "output",
         "shape of z": "×".join(map(str, pipeline.z_shape)),
@@ -227,10 +227,18 @@ def _settings(interpreter: Fitted, metrics: Mapping[str, Any], words: ReportWord
         **({"data": words.data} if words.data else {}),
         **_prediction_settings(metrics),
         "autoencoder": autoencoder + (f", {words.autoencoder}" if words.autoencoder else ""),
+        **_perceptual_settings(metrics),
         **_network_settings(interpreter, metrics),
         "seed": str(interpreter.seed),
         "machine": f"{pipeline.device}, {torch.get_num_threads()} threads",
     }
+
+
+def _perceptual_settings(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return by what else than pixels the autoencoder was trained; bundles of before know of nothing."""
+    found = metrics.get("perceptual") or {}
+    layers = ", ".join(map(str, found.get("layers") or ()))
+    return {"pictures compared by": f"pixels, and {found.get('features')} at {layers}"} if found else {}
 
 
 def _prediction_settings(metrics: Mapping[str, Any]) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from posthoc_inn.autoencoders import latent_shape_of
 from posthoc_inn.config import AutoencoderConfig
 from posthoc_inn.errors import ConfigError, shown
 from posthoc_inn.testing.checks import (
@@ -57,6 +59,11 @@ def check_autoencoder(
     checks.need(
         given.latent_dim == config.latent_dim,
         f"latent_dim is {given.latent_dim}, that of config {config.latent_dim}",
+    )
+    shape = latent_shape_of(given)
+    checks.need(
+        math.prod(shape) == given.latent_dim,
+        f"latent_shape is {shape}, which has not the {given.latent_dim} values of a flattened latent",
     )
     if images is None:
         pictures = _pictures(config, seed)

@@ -29,6 +29,22 @@ class _ReachedError(Exception):
     """Ends a pass once every layer asked for has answered."""
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a network, without its wrappers, that can pass gradients on.
+
+    Raises:
+        ConfigError: It cannot be copied.
+    """
+    try:
+        with torch.inference_mode(False):
+            return copy.deepcopy(unwrap(model))
+    except Exception as error:  # a stranger's module may hold files, locks or sessions
+        raise ConfigError(
+            f"The {type(model).__name__} cannot be copied, and pictures are compared by a frozen copy: "
+            f"{type(error).__name__}: {shown(error, 200)}. Name a registered backbone as perceptual instead."
+        ) from error
+
+
 class FeatureDistance:
     """The distance of LPIPS over the features of a frozen copy of a network (Zhang et al., CVPR 2018, eq. 1).
 
@@ -47,6 +63,7 @@ class FeatureDistance:
 
     Raises:
         LayerNotFoundError: There is no such layer; the message lists the nearest names.
+        ConfigError: The network cannot be copied.
 
     >>> distance = FeatureDistance(nn.Sequential(nn.Conv2d(3, 5, 3)), lambda x: x, ["0"])
     >>> a, b = torch.rand(2, 4, 3, 8, 8)
@@ -55,8 +72,7 @@ class FeatureDistance:
     """
 
     def __init__(self, model: nn.Module, prepare: Prepare, layers: Sequence[str], *, name: str = "") -> None:
-        with torch.inference_mode(False):
-            self.net = copy.deepcopy(unwrap(model)).eval().requires_grad_(False)
+        self.net = copied(model).eval().requires_grad_(False)
         self.prepare, self.layers, self.name = prepare, tuple(layers), name or type(self.net).__name__
         modules = dict(self.net.named_modules())
         for layer in self.layers:

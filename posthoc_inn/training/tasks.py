@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, cast
 
 import torch
@@ -69,12 +71,18 @@ class AutoencoderLoss(nn.Module):
         config = autoencoder.config
         self.autoencoder = autoencoder
         # Not a module of this one, even if it should be a module: it is neither trained nor saved.
-        self.__dict__["metric"] = metric and (lambda made, images: config.perceptual_weight * metric(made, images))
+        self.__dict__["metric"] = None if metric is None else functools.partial(self._distance, metric)
         self.discriminator: PatchDiscriminator | None = None
         if config.discriminator and isinstance(autoencoder, GaussianAutoencoder):
             self.discriminator = PatchDiscriminator(
                 config.size, config.channels, config.discriminator_width, derived(config.seed, "discriminator")
             )
+
+    def _distance(self, metric: Metric, pictures: Tensor, images: Tensor) -> Tensor:
+        config = self.autoencoder.config
+        # Rows of a batch are in random order: the first are as good as any.
+        rows = math.ceil(config.perceptual_share * len(images)) if self.training else len(images)
+        return config.perceptual_weight * metric(pictures[:rows], images[:rows])
 
     def _more(self) -> tuple[Any, ...]:
         # Autoencoders of others take no metric, and never get one.

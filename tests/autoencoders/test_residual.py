@@ -59,6 +59,18 @@ def test_it_does_what_the_framework_asks_of_an_autoencoder():
     assert isinstance(built, ResidualAutoencoder)
 
 
+def test_a_shape_that_does_not_fit_the_width_is_told():
+    class Other(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.config, self.latent_dim = inner, inner.config, inner.latent_dim
+            self.latent_shape = (4, 8, 8)
+            self.encode, self.decode = inner.encode, inner.decode
+
+    told = str(check_autoencoder(Other(made(24, reduction=4))))
+    assert "latent_shape is (4, 8, 8), which has not the 144 values of a flattened latent" in told
+
+
 def test_latents_run_over_the_map_as_channel_row_column():
     autoencoder, seen = made(32, latent_channels=3), []
     autoencoder.decoder[0].register_forward_hook(lambda _module, args, _out: seen.append(args[0].clone()))
@@ -80,6 +92,24 @@ def test_a_place_of_the_map_is_a_place_of_the_picture():
     reach = z_bar.grad.view(4, 8, 8).abs().sum(0)
     assert reach[1:4, 4:7].sum() > 0.5 * reach.sum()
     assert reach[4:7, 1:4].sum() < 0.2 * reach.sum()  # where it would be with rows and columns exchanged
+
+
+def test_upsampling_is_a_transposed_convolution_in_fewer_passes():
+    layer = made(32).decoder[-1].double()
+    x = torch.randn(2, layer.in_channels, 5, 7, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer(x), nn.functional.conv_transpose2d(x, layer.weight, layer.bias, 2, 1))
+
+
+def test_it_runs_under_bf16_autocast_with_latents_in_full_precision():
+    autoencoder, images = made(), torch.rand(2, 3, 32, 32)
+    plain = autoencoder.encode(images)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        mean, std = autoencoder.encode(images)
+        figures = autoencoder.loss_figures(images, torch.zeros(2, 256))
+    assert mean.dtype == std.dtype == figures["loss"].dtype == torch.float32
+    torch.testing.assert_close(mean, plain, rtol=0.1, atol=0.05)
+    figures["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in autoencoder.parameters())
 
 
 def test_other_images_of_the_batch_do_not_matter():

@@ -103,13 +103,14 @@ AUTOENCODERS = st.builds(
     perceptual_weights=st.text(max_size=8),
     perceptual_layers=st.lists(st.text(max_size=4), max_size=3).map(tuple),
     perceptual_weight=real(0, 1000),
+    perceptual_share=real(0.01, 1),
     discriminator=real(0, 1000),
     discriminator_start=SHARE,
     discriminator_width=whole(1, 4096),
 )
 MAPS = st.builds(
     AutoencoderConfig.of_map,
-    whole(2, 32).map(lambda side: 8 * side),
+    whole(2, 16).map(lambda side: 8 * side),
     st.sampled_from((1, 3)),
     latent_channels=whole(1, 16),
     reduction=st.sampled_from((2, 4, 8)),

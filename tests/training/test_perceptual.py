@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from posthoc_inn.errors import ConfigError, LayerNotFoundError, PosthocInnWarnin
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.fit.metric import make_metric
 from posthoc_inn.images import InputAdapter
+from posthoc_inn.report.fitted import _perceptual_settings
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training.perceptual import FeatureDistance, choose_layers
 from posthoc_inn.training.tasks import AutoencoderLoss, AutoencoderTask
@@ -122,7 +124,7 @@ def test_the_last_layer_at_each_size_is_chosen_and_early_ones_of_a_network_of_on
 def test_it_is_added_to_the_squared_error_with_its_weight_and_gamma_is_that_of_the_sum():
     autoencoder = ConvAutoencoder(AutoencoderConfig(latent_dim=5, width=4, min_gamma=0.0, perceptual_weight=0.7))
     distance = FeatureDistance(small(torch.float32), lambda x: x, ["1"])
-    module = AutoencoderLoss(autoencoder, distance)
+    module = AutoencoderLoss(autoencoder, distance).eval()
     images = torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)
     noise = torch.randn(4, 5)
     figures = module.figures(images, noise)
@@ -135,6 +137,22 @@ def test_it_is_added_to_the_squared_error_with_its_weight_and_gamma_is_that_of_t
     before = autoencoder.log_gamma.clone()
     torch.testing.assert_close(module(images, noise), expected)
     torch.testing.assert_close(autoencoder.log_gamma, before + 0.01 * (total.log() - before))
+
+
+def test_in_training_a_share_of_the_batch_is_compared():
+    config = AutoencoderConfig(latent_dim=5, width=4, perceptual_share=0.3, perceptual_weight=1.0)
+    seen = []
+
+    def metric(pictures, images):
+        seen.append((pictures, images))
+        return (pictures - images).square().mean()
+
+    module = AutoencoderLoss(ConvAutoencoder(config), metric)
+    images, noise = torch.randint(0, 256, (8, 3, 28, 28), dtype=torch.uint8), torch.randn(8, 5)
+    module(images, noise)
+    assert torch.equal(seen[0][1], images[:3] / 255)
+    module.eval().figures(images, noise)
+    assert len(seen[1][0]) == len(seen[1][1]) == 8
 
 
 def test_its_network_is_neither_trained_nor_saved_nor_switched_to_training():
@@ -171,8 +189,12 @@ def test_a_fit_by_the_explained_model_leaves_it_alone_and_records_what_it_was_tr
         interpreter.fit(images())
     found = interpreter.metrics_["perceptual"]
     assert found["features"] == "the explained model"
-    assert (found["layers"], found["weight"]) == (["2", "4"], 0.1)
+    assert (found["layers"], found["weight"]) == (["2", "4"], 0.03)
     assert all("distance" in row for row in interpreter.autoencoder_history_.rows)
+    assert _perceptual_settings(interpreter.metrics_) == {
+        "pictures compared by": "pixels, and the explained model at 2, 4"
+    }
+    assert _perceptual_settings({}) == {}
     interpreter.save(tmp_path / "bundle")
     again = Interpreter.load(tmp_path / "bundle", model=model)
     assert again.metrics_["perceptual"]["fingerprint"] == found["fingerprint"]
@@ -190,6 +212,13 @@ def test_wrong_networks_layers_and_kinds_are_refused_before_anything_is_trained(
         Interpreter(network_with_state(), "3", spec=SPEC, autoencoder=config, preset=TINY).fit(images())
     with pytest.raises(ConfigError, match=r"perceptual='model' is the explained model .*leave out perceptual_weights"):
         AutoencoderConfig(perceptual="model", perceptual_weights="a.pth")
+
+
+def test_a_network_that_cannot_be_copied_is_told():
+    net = small()
+    net.lock = threading.Lock()
+    with pytest.raises(ConfigError, match=r"Sequential cannot be copied.*registered backbone"):
+        FeatureDistance(net, lambda x: x, ["0"])
 
 
 def test_no_gradient_through_a_network_is_told():

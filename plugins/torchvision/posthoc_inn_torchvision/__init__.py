@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from posthoc_inn.config import ImageSpec
+from posthoc_inn.config import AutoencoderConfig, ImageSpec
 from posthoc_inn.plugins.hookspecs import Register, hookimpl
 
 if TYPE_CHECKING:
@@ -87,6 +87,26 @@ def register_backbones(register: Register[nn.Module]) -> None:
     for name in LISTED:
         register(name, _factory(name), **_metadata(name))
     register.open_ended("torchvision", names=_names, factory=_open_factory, metadata=_metadata)
+
+
+def _photos(config: AutoencoderConfig) -> nn.Module:
+    from posthoc_inn_torchvision.pair import PhotoAutoencoder
+
+    return PhotoAutoencoder(config)
+
+
+@hookimpl
+def register_autoencoders(register: Register[nn.Module]) -> None:
+    """Register the papers' pair for photographs."""
+    register(
+        "msc-photos",
+        _photos,
+        sizes=[128],
+        channels=[1, 3],
+        licence="BSD-3-Clause (torchvision's ResNet)",
+        reference="Making Sense of CNNs (ECCV 2020), appendix A.1 and tab. S7",
+        description="ResNet-101 encoder and BigGAN-shaped decoder, 128 px, for GPUs",
+    )
 
 
 def _mnist(root: str, *, train: bool, seed: int, download: bool = False) -> Dataset[Any]:
