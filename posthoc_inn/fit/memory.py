@@ -37,11 +37,12 @@ def beyond_steps(parts: Parts, row: dict[str, Tensor], rows: int | None, held_ou
     fewest = min(PICTURES, 8 * shown)
     encoder, decoder = _activations(parts)
     some = torch.zeros_like(row["z"][:1], dtype=torch.float32, device=parts.device)
-    net = getattr(parts.flow.conditioner, "net", nn.Identity())  # the linear t has none
+    embed = getattr(parts.flow.conditioner, "embed", None)  # the linear t has none
+    context = 0 if embed is None else _widest(parts.flow.conditioner, lambda: embed(some))
     return max(
         linear_bytes(parts.flow),
         chunk * z * 3 * _DOUBLE,  # standardisation: in double precision, centred, squared
-        many * z + chunk * (2 * z + _widest(net, lambda: net(some))),
+        many * z + chunk * (2 * z + context),
         # as bytes, as floats, and laid out as the convolutions want them
         min(CHUNK, many) * 2 * (picture + encoder),
         # z of the pictures, of their images, and both in double precision

@@ -241,6 +241,9 @@ class Standardization(FittedOnce):
             NotFittedError: The standardisation was not fitted.
         """
         self.check(z)
+        return self._clipped(z)
+
+    def _clipped(self, z: Tensor) -> Tensor:
         # In place after the first operation: maps of a large backbone take hundreds of megabytes a batch.
         return self._scaled(z).clamp_(-CLIP, CLIP)
 
@@ -298,12 +301,11 @@ class Conditioner(Standardization):
             NotFittedError: The standardisation was not fitted.
         """
         lead = z.shape[: z.ndim - len(self.config.z_shape)]
-        if self.reduction is None:
-            rows = self.standardize(z).reshape(-1, *self.config.z_shape)
-        else:
-            self.check(z)
-            rows = self.reduction(z.reshape(-1, *self.config.z_shape), self.z_mean, self.z_std)
+        self.check(z)
+        return self.embed(z.reshape(-1, *self.config.z_shape)).reshape(*lead, self.config.context_dim)
+
+    def embed(self, z: Tensor) -> Tensor:
+        """Return the context (B, C) of z (B, *z_shape), whether the standardisation was fitted or not."""
+        rows = self._clipped(z) if self.reduction is None else self.reduction(z, self.z_mean, self.z_std)
         context: Tensor = self.net(rows)
-        if self.places is not None:
-            context = torch.cat([context, self.places(rows).flatten(1)], dim=1)
-        return context.reshape(*lead, self.config.context_dim)
+        return context if self.places is None else torch.cat([context, self.places(rows).flatten(1)], dim=1)

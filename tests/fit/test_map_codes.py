@@ -42,7 +42,7 @@ def test_from_32_pixels_on_codes_are_maps_where_the_choice_is_left(size, shape):
     config = fit.parts.config
     assert config.flow.kind == ("conv" if is_map else "affine")
     assert (config.flow_training.steps, config.autoencoder_training.steps) == ((6, 4) if is_map else (8, 8))
-    assert ("a map of 4×8×8" in "\n".join(fit.plan().lines)) == is_map
+    assert ("latent 256 (4 x 8 x 8)" in "\n".join(fit.plan().lines)) == is_map
 
 
 def request_of(size):
