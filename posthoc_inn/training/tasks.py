@@ -169,8 +169,10 @@ class AutoencoderTask:
         generator = torch.Generator().manual_seed(0)
         totals: dict[str, float] = {}
         count = 0
-        for (images,) in self._held_out.batches(500, "images"):
-            if count >= 5000:
+        # The maps of a network that compares pictures are far larger than the pictures, and take far longer.
+        together, most = (500, 5000) if self.module.metric is None else (100, 1000)
+        for (images,) in self._held_out.batches(together, "images"):
+            if count >= most:
                 break
             noise = torch.randn(len(images), self.autoencoder.latent_dim, generator=generator).to(device)
             figures = self.module.figures(images.to(device), noise)

@@ -155,6 +155,23 @@ def test_in_training_a_share_of_the_batch_is_compared():
     assert len(seen[1][0]) == len(seen[1][1]) == 8
 
 
+def test_held_out_pictures_are_compared_a_hundred_at_a_time_and_a_thousand_in_all():
+    seen = []
+
+    def metric(pictures, images):
+        seen.append(len(images))
+        return (pictures - images).square().mean()
+
+    cache = Cache()
+    cache.append(images=torch.zeros(1250, 3, 28, 28, dtype=torch.uint8))
+    autoencoder = ConvAutoencoder(AutoencoderConfig(latent_dim=2, width=1))
+    task = AutoencoderTask(autoencoder, cache, cache, batch_size=4, seed=0, metric=metric)
+    task.module.eval()
+    with torch.no_grad():
+        task.held_out()
+    assert seen == [100] * 10
+
+
 def test_its_network_is_neither_trained_nor_saved_nor_switched_to_training():
     net = network_with_state().train()
     distance = FeatureDistance(net, lambda x: x, ["3"])
