@@ -23,13 +23,14 @@ from posthoc_inn.rows.world import World
 from posthoc_inn.weights import describe_tensors, fingerprint
 
 FORMAT = "posthoc-inn-bundle"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda data: {**data, "concepts": None, "is_flow_on_concepts": False},  # format 1 knew no e
     2: lambda data: {**data, "concepts": data.get("concepts") and {**data["concepts"], "aligned": False}},
     3: lambda data: data,  # format 3 went by the shape of the prediction, as "auto" does
     # format 4 kept no correlations and deviations of e's factors
     4: lambda data: {**data, "concepts": data.get("concepts") and {**data["concepts"], "is_measured": False}},
+    5: lambda data: data,  # format 5 knew vectors and central squares alone, which is what missing keys say
 }
 """From each older version of bundle.json to the next one."""
 MAX_TEXT = 1000
