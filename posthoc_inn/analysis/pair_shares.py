@@ -117,6 +117,12 @@ class PairShares(Result):
                 f"Not learned by e: {listed(missing)}: images that share it have nothing in common in its factor, so "
                 "that nothing can be said of the layer."
             )
+        above = [c.name for c in self.concepts if c.interval[0] > 1]
+        if above:
+            parts.append(
+                f"Above 100 % ({listed(above)}): samples show e the concept more clearly than images do, and the "
+                "scaling by a slope did not undo it all; read it as all of it."
+            )
         if not self.are_held_out:
             parts.append("Measured on pairs of training images, for want of others: they flatter e.")
         parts.append("What not to conclude: that the model uses what the layer holds.")

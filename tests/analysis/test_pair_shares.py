@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -223,6 +224,18 @@ def test_the_error_of_the_slope_counts():
         found.append(covariance_ratio(sum(halves) / 2, e, weights, slope))
     assert 0.87 <= np.mean([r.interval[0] <= 0.4 <= r.interval[1] for r in found]) <= 0.995
     assert np.median([r.value for r in found]) == pytest.approx(0.4, abs=0.04)
+
+
+def test_a_share_above_all_is_said_to_be_one():
+    pipeline, z, mean, source = world()
+    concepts = identity_e()
+    rows = paired_rows(source, concepts.names, 1500)
+    i = rows.index
+    found = pair_shares(pipeline, concepts, rows, z[i], mean[i], torch.full_like(mean[i], 0.01))
+    assert "Above 100 %" not in found.caption
+    digit = dataclasses.replace(found["digit"], value=1.04, interval=(1.02, 1.06))
+    over = dataclasses.replace(found, concepts=(digit, *found.concepts[1:]))
+    assert "Above 100 % (digit): samples show e the concept more clearly" in over.caption
 
 
 def test_a_coin_that_is_not_in_the_image_is_not_learned_and_neither_is_the_random_concept():

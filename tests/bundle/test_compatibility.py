@@ -23,13 +23,14 @@ def test_a_bundle_of_every_version_is_read_and_gives_the_same_samples(version):
     latents, pictures = sample(bundle)
     assert torch.allclose(latents, torch.tensor(expected["latents"]), atol=1e-4)
     assert torch.allclose(pictures.mean((1, 2, 3)), torch.tensor(expected["pictures"]), atol=1e-4)
+    number = int(version[1:])
     # What older versions did not know is as it was: the shape of the prediction tells.
-    assert bundle.extractor["prediction_kind"] == ("multilabel" if int(version[1:]) >= 4 else "auto")
+    assert bundle.extractor["prediction_kind"] == ("multilabel" if number >= 4 else "auto")
     assert (bundle.concepts is not None) == ("factors" in expected)
     if bundle.concepts is not None:
         assert bundle.concepts.names == ("digit", "color")
         # Formats before the fifth did not keep correlations and deviations: factors are taken for N(0, 1).
-        assert bundle.concepts.is_measured == (int(version[1:]) >= 5)
-        assert bundle.concepts.deviation.tolist() == pytest.approx([1, 1.1, 0.6, 1.2] if int(version[1:]) >= 5 else [1] * 4)
-        assert bool(bundle.concepts.rho.isnan().all()) == (int(version[1:]) < 5)
+        assert bundle.concepts.is_measured == (number >= 5)
+        assert bundle.concepts.deviation.tolist() == pytest.approx([1, 1.1, 0.6, 1.2] if number >= 5 else [1] * 4)
+        assert bool(bundle.concepts.rho.isnan().all()) == (number < 5)
         assert torch.allclose(bundle.concepts.joined(latents), torch.tensor(expected["factors"]), atol=1e-4)
