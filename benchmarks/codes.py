@@ -84,7 +84,7 @@ def row_of(
     )
     flow = interpreter.flow_
     return [
-        case, str(flow.flow.config.dim), f"{steps[0]:,}, {steps[1]:,}",
+        case, str(flow.flow.config.dim), f"{steps[0] or 'as above'}, {steps[1]:,}",
         f"{sum(p.numel() for p in flow.parameters()) / 1e6:.2f}", f"{nats['held_out']:.1f}", f"{bound:.3f}",
         f"{quality['error']:.4f}", f"{4 * float((samples - images).square().mean()):.4f}",
         f"{100 * quality['agreement']:.1f} %", f"{100 * faith['agreement']:.1f} %",
@@ -123,6 +123,7 @@ def main() -> None:
             wanted = known[code] = Interpreter.load(file, model=model).pipeline.autoencoder
         seconds = arguments.autoencoder_seconds, arguments.seconds
         interpreter, steps = fitted(model, arguments.layer, case, (train, kept), seconds, wanted)
+        steps = (0, steps[1]) if isinstance(wanted, nn.Module) else steps
         known[code] = interpreter.autoencoder_
         if file is not None and not file.exists():
             interpreter.save(file)

@@ -74,7 +74,15 @@ _PAPER: dict[str, Any] = {
 PRESETS: dict[str, FitConfig] = {
     p.preset: p
     for p in (
-        _preset("default", blocks=8, width=256, dropout=0.05, map_flow=_MAP_FLOW, map_flow_training=_MAP_FLOW_TRAINING),
+        _preset(
+            "default",
+            blocks=8,
+            width=256,
+            dropout=0.05,
+            latent="auto",
+            map_flow=_MAP_FLOW,
+            map_flow_training=_MAP_FLOW_TRAINING,
+        ),
         _preset(
             "quick",
             blocks=8,
@@ -82,6 +90,7 @@ PRESETS: dict[str, FitConfig] = {
             dropout=0.1,
             autoencoder=_AUTOENCODER_TRAINING.replace(steps=3000, eval_every=500),
             training=_FLOW_TRAINING.replace(steps=900, eval_every=100),
+            latent="auto",
             map_flow=_MAP_FLOW,
             map_flow_training=_MAP_FLOW_TRAINING.replace(steps=2500, eval_every=250),
         ),
