@@ -37,6 +37,9 @@ def tiny_default(latent_dim=4):
         flow=usual.flow.replace(dim=latent_dim, context_dim=8, blocks=2, width=8),
         autoencoder_training=usual.autoencoder_training.replace(**steps),
         flow_training=usual.flow_training.replace(**steps),
+        map_flow=usual.map_flow.replace(blocks=1, width=4),
+        map_flow_training=usual.map_flow_training.replace(**steps),
+        context_channels=2,
     )
 
 

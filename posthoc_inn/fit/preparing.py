@@ -163,7 +163,8 @@ def configured(config: FitConfig, request: FitRequest, *, latent_dim: int, lengt
     Raises:
         ConfigError: `epochs` is given for data of unknown length.
     """
-    config = config.replace(latent_dim=latent_dim, flow=config.flow.replace(dim=latent_dim)).with_seed(seed)
+    flow = config.flow.replace(dim=latent_dim, context_dim=config.context_dim)
+    config = config.replace(latent_dim=latent_dim, flow=flow).with_seed(seed)
     if request.epochs is not None:
         if length is None:
             raise ConfigError("epochs needs data of a known length; give steps instead.")

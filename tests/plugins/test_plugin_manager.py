@@ -72,7 +72,7 @@ def test_the_core_registers_through_the_same_hooks(site):
     manager, _ = site.load()
     (core,) = manager.plugins()
     assert (core["distribution"], core["status"]) == ("posthoc-inn", "loaded")
-    assert core["registered"]["flow"] == ["affine", "linear", "spline"]
+    assert core["registered"]["flow"] == ["affine", "conv", "linear", "spline", "transformer"]
     assert core["registered"]["dataset"] == ["color-digits"]
 
 
