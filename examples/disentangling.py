@@ -160,7 +160,9 @@ def fit_e(
     )  # fmt: skip
     found = fit_concepts(
         BoundConcepts(sources[0], sources[1], space, None), rows_of(space, caches[0]), rows_of(space, caches[1]),
-        config=ConceptConfig(blocks=blocks, width=width, random=False, training=training),
+        config=ConceptConfig(
+            blocks=blocks, width=width, random=False, learn_rho=not run.arguments.fixed_rho, training=training
+        ),
         precision=choose_precision("auto", torch.device("cpu")), checkpoint=run.out / f"e-{name}.safetensors",
         resume=True,
     )  # fmt: skip
@@ -341,6 +343,7 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, default=None, help="weights of a SqueezeNet 1.1 on ColorMNIST")
     parser.add_argument("--bundle", type=Path, default=None, help="bundle with autoencoder and e")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--fixed-rho", action="store_true", help="fit e with the papers' fixed correlation of pairs")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, to see that it runs")
     arguments = parser.parse_args()
