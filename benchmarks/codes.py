@@ -115,9 +115,9 @@ def main() -> None:
     known: dict[str, nn.Module] = {}
     for case in arguments.cases:
         code = "vector" if case == "vector" else "map"
-        wanted = known.get(code)
+        wanted: nn.Module | AutoencoderConfig | None = known.get(code)
         if wanted is None and code == "map" and arguments.perceptual:
-            wanted = AutoencoderConfig.of_map(32, width=32, perceptual=arguments.perceptual)  # type: ignore[assignment]
+            wanted = AutoencoderConfig.of_map(32, width=32, perceptual=arguments.perceptual)
         file = None if arguments.out is None else arguments.out / code
         if code not in known and file is not None and file.exists():
             wanted = known[code] = Interpreter.load(file, model=model).pipeline.autoencoder

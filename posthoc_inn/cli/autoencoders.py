@@ -11,8 +11,8 @@ from posthoc_inn.config import AutoencoderConfig, FitConfig
 from posthoc_inn.errors import ConfigError, Problems, suggest
 from posthoc_inn.plugins import PluginManager, get_plugin_manager
 
-BUILT_IN = "conv"
-"""The registered autoencoder that is trained unless another is named."""
+BUILT_IN, BUILT_IN_MAP = "conv", "residual"
+"""The registered autoencoders that are trained unless another is named: for codes that are vectors, and maps."""
 ELSEWHERE = ("kind", "size", "channels", "latent", "seed")
 """What is not an option: the kind, the data and other options say it."""
 
@@ -23,7 +23,7 @@ def autoencoder_changes(
     """Return the attributes of `AutoencoderConfig` that options KEY=VALUE say, in their types.
 
     Args:
-        name: Registered autoencoder; None for the built-in one.
+        name: Registered autoencoder; None for a built-in one, which the size of the images will decide.
         options: Pairs of key and value, as texts.
         manager: Knows what is registered.
 
@@ -33,13 +33,14 @@ def autoencoder_changes(
     >>> autoencoder_changes("residual", [("latent_channels", "8"), ("min_gamma", "0.01")])
     {'latent_channels': 8, 'min_gamma': 0.01}
     """
-    name, registry = name or BUILT_IN, (manager or get_plugin_manager()).autoencoders
+    is_open, name, registry = name is None, name or BUILT_IN, (manager or get_plugin_manager()).autoencoders
     if not options:
         return {}
     if Path(name).is_dir() or name not in registry:
         raise ConfigError(f"--autoencoder-option is for a registered autoencoder that is to be trained; {name} is none")
     is_map = registry.get(name).metadata.get("latent") == "map"
-    only = ("latent_dim",) if is_map else ("latent_channels", "reduction")
+    other = ("latent_dim",) if is_map else ("latent_channels", "reduction")
+    only = () if is_open else other
     hints = {k: h for k, h in typing.get_type_hints(AutoencoderConfig).items() if k not in (*ELSEWHERE, *only)}
     problems, found = Problems("--autoencoder-option"), {}
     for key, text in options:
@@ -74,10 +75,12 @@ def chosen_autoencoder(
     Raises:
         ConfigError: An option or the size does not suit it.
     """
+    from posthoc_inn.fit.preparing import codes_are_maps
+
     manager = get_plugin_manager()
-    kind = name or BUILT_IN
+    kind = name or (BUILT_IN_MAP if codes_are_maps(config, size) else BUILT_IN)
     given: dict[str, Any] = {"kind": kind, "width": config.autoencoder_width, "seed": seed}
-    given |= autoencoder_changes(name, options, manager)
+    given |= autoencoder_changes(kind, options, manager)
     if manager.autoencoders.get(kind).metadata.get("latent") == "map":
         return AutoencoderConfig.of_map(size, channels, **given)
     return AutoencoderConfig(**{"latent_dim": config.latent_dim, **given}, size=size, channels=channels)

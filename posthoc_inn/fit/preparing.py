@@ -12,7 +12,7 @@ from torch import nn
 
 from posthoc_inn.analysis.image_metrics import check_image_metrics
 from posthoc_inn.analysis.relevance import LEAST_IMAGES
-from posthoc_inn.autoencoders import Autoencoder, as_autoencoder, draws_of
+from posthoc_inn.autoencoders import Autoencoder, as_autoencoder, draws_of, latent_shape_of
 from posthoc_inn.concepts import AttributeSource, ConceptModel, LabelsOf, Space, as_source, length_of
 from posthoc_inn.concepts.tables import TABLE_ENDINGS
 from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, TrainConfig
@@ -143,18 +143,17 @@ def make_autoencoder(subject: Subject, adapter: InputAdapter) -> tuple[Autoencod
     return autoencoder, wanted
 
 
+def codes_are_maps(config: FitConfig, size: int) -> bool:
+    """Whether the built-in autoencoder for pictures of `size` pixels is to code them as maps."""
+    return config.latent == "map" or (config.latent == "auto" and size >= LEAST_MAP)
+
+
 def usual_autoencoder(config: FitConfig, adapter: InputAdapter, *, seed: int) -> AutoencoderConfig:
     """Return the built-in autoencoder for pictures of this size: codes are vectors or maps, as `config` says."""
     size, channels, width = adapter.image_size, adapter.channels, config.autoencoder_width
-    if config.latent == "map" or (config.latent == "auto" and size >= LEAST_MAP):
+    if codes_are_maps(config, size):
         return AutoencoderConfig.of_map(size, channels, width=width, seed=seed)
     return AutoencoderConfig(size=size, channels=channels, latent_dim=config.latent_dim, width=width, seed=seed)
-
-
-def shape_of(autoencoder: nn.Module) -> tuple[int, ...]:
-    """Return C, h, w of an autoencoder's codes where they are maps, and () where they are not, or it does not tell."""
-    found = tuple(getattr(autoencoder, "latent_shape", ()))
-    return found if len(found) == 3 else ()
 
 
 def configured(config: FitConfig, request: FitRequest, *, latent_dim: int, length: int | None, seed: int) -> FitConfig:
@@ -383,9 +382,9 @@ def prepare(
     if probe.note:
         reporter.note(probe.note)
     autoencoder, trained_by = make_autoencoder(subject, adapter)
-    shape = shape_of(autoencoder)
+    shape = latent_shape_of(autoencoder)
     config = configured(
-        subject.config.of_maps() if shape else subject.config,
+        subject.config.of_maps() if len(shape) == 3 else subject.config,
         request,
         latent_dim=autoencoder.latent_dim,
         length=source.length,

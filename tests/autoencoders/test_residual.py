@@ -13,7 +13,7 @@ from torch import nn
 from posthoc_inn import Interpreter
 from posthoc_inn.autoencoders import ConvAutoencoder, GivenAutoencoder, ResidualAutoencoder, latent_shape_of
 from posthoc_inn.cli.autoencoders import autoencoder_changes, chosen_autoencoder
-from posthoc_inn.config import AutoencoderConfig, TrainConfig
+from posthoc_inn.config import AutoencoderConfig, TrainConfig, preset
 from posthoc_inn.errors import ConfigError, ShapeError
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.rows.cache import Cache
@@ -187,3 +187,19 @@ def test_options_of_the_command_line_make_the_configuration():
         autoencoder_changes("conv", [("reduction", "4"), ("width", "x")])
     with pytest.raises(ConfigError, match="for a registered autoencoder that is to be trained; nobody is none"):
         autoencoder_changes("nobody", [("width", "4")])
+
+
+@pytest.mark.parametrize(("size", "kind", "latent_dim"), [(28, "conv", 64), (64, "residual", 256)])
+def test_options_alone_change_the_autoencoder_that_is_trained_without_them(size, kind, latent_dim):
+    config = chosen_autoencoder(None, [("perceptual", "model")], preset("default"), size, 3, 0)
+    assert (config.kind, config.latent_dim, config.perceptual) == (kind, latent_dim, "model")
+
+
+def test_options_of_either_code_wait_for_the_size_of_the_images():
+    either = [("latent_channels", "8")]
+    assert autoencoder_changes(None, either) == {"latent_channels": 8}
+    assert chosen_autoencoder(None, either, preset("quick"), 64, 3, 0).latent_shape == (8, 8, 8)
+    with pytest.raises(ConfigError, match="the autoencoder conv has no option 'latent_channels'"):
+        chosen_autoencoder(None, either, preset("quick"), 28, 3, 0)
+    with pytest.raises(ConfigError, match="has no option 'colour'"):
+        autoencoder_changes(None, [("colour", "8")])
