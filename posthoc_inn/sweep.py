@@ -22,7 +22,7 @@ from posthoc_inn.analysis import model_accuracy
 from posthoc_inn.analysis.sweep_result import SweepPoint, SweepResult
 from posthoc_inn.bundle import load_bundle
 from posthoc_inn.concepts import ConceptModel
-from posthoc_inn.config import Config
+from posthoc_inn.config import AutoencoderConfig, Config
 from posthoc_inn.errors import ConfigError, PosthocInnError, Problems, TrainingError
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.files import plain, replace_file, writing
@@ -190,7 +190,7 @@ def layer_sweep(
     out: str | Path,
     held_out: Any = 0.1,
     concepts: Any = None,
-    autoencoder: nn.Module | None = None,
+    autoencoder: nn.Module | AutoencoderConfig | None = None,
     concept_model: ConceptModel | None = None,
     executor: Executor | None = None,
     reporter: Reporter | None = None,
@@ -206,7 +206,8 @@ def layer_sweep(
         out: Directory; each layer gets one of its own in it. What is done is kept when it is called again.
         held_out: Images kept aside, or the share of `data`.
         concepts: What e is to learn, with the first layer; None for no e.
-        autoencoder: A trained one; fitted with the first layer by default.
+        autoencoder: A trained one, or the configuration of one that is fitted with the first layer; by default the
+            built-in one is.
         concept_model: A trained e over that autoencoder's latents, instead of `concepts`.
         executor: Runs the jobs after the first; in this process by default. Model, data and options are pickled.
         reporter: Shows how far a job in this process is; silent by default.
@@ -231,7 +232,7 @@ def training_sweep(
     out: str | Path,
     held_out: Any = 0.1,
     concepts: Any = None,
-    autoencoder: nn.Module | None = None,
+    autoencoder: nn.Module | AutoencoderConfig | None = None,
     concept_model: ConceptModel | None = None,
     executor: Executor | None = None,
     reporter: Reporter | None = None,
@@ -278,7 +279,7 @@ def model_sweep(
     out: str | Path,
     held_out: Any = 0.1,
     concepts: Any = None,
-    autoencoder: nn.Module | None = None,
+    autoencoder: nn.Module | AutoencoderConfig | None = None,
     concept_model: ConceptModel | None = None,
     executor: Executor | None = None,
     reporter: Reporter | None = None,
@@ -324,7 +325,7 @@ def _request(data: Any, fit: Mapping[str, Any], **own: Any) -> FitRequest:
 class _Shared:
     """What all points have in common besides the request."""
 
-    autoencoder: nn.Module | None
+    autoencoder: nn.Module | AutoencoderConfig | None
     concept_model: ConceptModel | None
     options: Mapping[str, Any]
     reporter: Reporter | None
@@ -339,7 +340,8 @@ def _sweep(
     problems.check(bool(points), "there is nothing to sweep over; name at least one layer, checkpoint or model")
     problems.check(len(set(names)) == len(names), f"a {axis} is named twice")
     problems.check(
-        concept_model is None or autoencoder is not None, "a trained e needs the autoencoder it was fitted over"
+        concept_model is None or isinstance(autoencoder, nn.Module),
+        "a trained e needs the autoencoder it was fitted over",
     )
     problems.check(
         concept_model is None or request.concepts is None, "give a trained e (concept_model) or concepts, not both"
@@ -361,11 +363,12 @@ def _sweep(
         shared["concept_model"] = concept_model
     results: list[dict[str, Any]] = []
     rest = list(points)
-    if autoencoder is None or request.concepts is not None:
+    given = autoencoder if isinstance(autoencoder, nn.Module) else None
+    if given is None or request.concepts is not None:
         # The first point trains what all share.
         first = job(rest.pop(0), shared, request.concepts)
         results.append(run_job(first, _named(common.reporter, first)))
-        stored = load_bundle(first.out / "bundle", autoencoder=autoencoder)
+        stored = load_bundle(first.out / "bundle", autoencoder=given)
         shared = {"autoencoder": stored.autoencoder}
         if stored.concepts is not None:
             shared["concept_model"] = stored.concepts

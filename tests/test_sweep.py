@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from small_parts import SPEC, TINY, network
 
 from posthoc_inn import sweep as sweep_module
+from posthoc_inn.config import AutoencoderConfig
 from posthoc_inn.datasets import ColorDigits
 from posthoc_inn.errors import ConfigError, TrainingError
 from posthoc_inn.fit import FitRequest
@@ -177,6 +178,14 @@ def test_a_job_that_fails_is_named_and_the_others_are_kept(tmp_path, swept):
     assert (tmp_path / "3" / "result.json").exists()
     whole = layer_sweep(network(), ["0", "2", "3"], Few(), held_out=Few(train=False), out=tmp_path, **OPTIONS)
     assert [p.name for p in whole.points] == ["0", "2", "3"]
+
+
+def test_an_autoencoder_that_is_configured_is_trained_once_for_all(tmp_path):
+    config = AutoencoderConfig.of_map(28, width=8, latent_channels=2, perceptual="")
+    layer_sweep(network(), ["0", "2"], Few(), held_out=Few(train=False), out=tmp_path, autoencoder=config, **OPTIONS)
+    records = [json.loads((tmp_path / name / "bundle" / "bundle.json").read_text()) for name in ("0", "2")]
+    assert records[0]["autoencoder"]["config"]["latent"] == "map"
+    assert records[0]["autoencoder"]["fingerprint"] == records[1]["autoencoder"]["fingerprint"]
 
 
 def test_a_job_carries_all_it_needs(tmp_path):
