@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from posthoc_inn.autoencoders import ConvAutoencoder, GaussianAutoencoder
 from posthoc_inn.config import AutoencoderConfig, ImageSpec, TrainConfig
+from posthoc_inn.fit.metric import affordable_share
 from posthoc_inn.images import BatchSource, apply_spec, resize
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.rows.cache import Cache, pixels, unit
@@ -267,6 +268,10 @@ def equal_seconds(given: argparse.Namespace, parts: list[Cache]) -> None:
             return AutoencoderTask(autoencoder, *parts, batch_size=given.batch_size, seed=0, metric=by)
 
         autoencoder = one.build(one.config)
+        if one.is_perceptual and metric is not None and not one.config.perceptual_share:
+            share = affordable_share(autoencoder, metric, torch.device("cpu"))
+            autoencoder = one.build(one.config.replace(perceptual_share=share))
+            print(f"{'':34}{share:.3f} of a batch is compared", flush=True)
         steps = 2 if given.smoke else round(given.seconds / pace(task(copy.deepcopy(autoencoder)), given))
         train(task(autoencoder), schedule(max(1, steps), given), fabric=Fabric(accelerator="cpu", devices=1))
         figures = judges.judge(autoencoder, held_out)
@@ -285,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--judge", default=None, help="weights of SqueezeNet 1.0, which judges pictures")
     parser.add_argument("--resnet", default=None, help="weights of CIFAR's ResNet-20, which is explained")
     parser.add_argument("--face-net", default=None, help="weights of MobileFaceNet, which is explained")
-    parser.add_argument("--perceptual-weight", type=float, default=0.03)
+    parser.add_argument("--perceptual-weight", type=float, default=0.3)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=None)

@@ -28,13 +28,15 @@ class AutoencoderConfig(Config):
         latent_channels: C of a map.
         reduction: How many times a map's sides are smaller than the image's: 2, 4, 8, 16 or 32.
         perceptual: Network whose features add a perceptual distance to the squared error in training: "" for none,
-            "model" for the explained model itself, or a registered backbone.
+            "model" for the explained model itself, or a registered backbone. "auto", which `of_map` sets: the explained
+            model where its features can be trained by, and none elsewhere.
         perceptual_weights: Of a backbone: a file, or a name that its plugin knows. Of a file, a bundle keeps the name
             without its directory.
         perceptual_layers: Layers whose features are compared; early ones are chosen when none are named.
         perceptual_weight: What the distance is multiplied with, before the squared error of images in [-1, 1] is added.
-        perceptual_share: Share of a batch that the distance is taken over in training: most networks that explain are
-            larger than an autoencoder, and fewer pictures a step are more steps.
+        perceptual_share: Share of a batch that the distance is taken over in training: most networks are larger than an
+            autoencoder, and fewer pictures a step are more steps. 0 for as many as cost half of what the autoencoder
+            itself does in a step, by counted operations, and a quarter at the most.
         discriminator: Weight of the patch discriminator of MSC tab. S6, as a share of the gradient of all else at the
             last layer of D; 0 for none.
         discriminator_start: Share of the steps after which it is switched on.
@@ -57,8 +59,8 @@ class AutoencoderConfig(Config):
     perceptual: str = ""
     perceptual_weights: str = ""
     perceptual_layers: tuple[str, ...] = ()
-    perceptual_weight: float = 0.03
-    perceptual_share: float = 0.25
+    perceptual_weight: float = 0.3
+    perceptual_share: float = 0.0
     discriminator: float = 0.0
     discriminator_start: float = 0.5
     discriminator_width: int = 64
@@ -77,7 +79,7 @@ class AutoencoderConfig(Config):
         """
         reduction = reduction or (4 if size < 48 else 8)
         side = max(1, size // reduction) if reduction > 0 else 1
-        given = {"kind": "residual", "latent_dim": latent_channels * side * side, **more}
+        given = {"kind": "residual", "latent_dim": latent_channels * side * side, "perceptual": "auto", **more}
         return cls(
             size=size,
             channels=channels,
@@ -118,15 +120,16 @@ class AutoencoderConfig(Config):
             0 <= self.perceptual_weight <= 1000, f"perceptual_weight must be in [0, 1000], got {self.perceptual_weight}"
         )
         problems.check(
-            0 < self.perceptual_share <= 1, f"perceptual_share must be in (0, 1], got {self.perceptual_share}"
+            0 <= self.perceptual_share <= 1, f"perceptual_share must be in [0, 1], got {self.perceptual_share}"
         )
         problems.check(
             bool(self.perceptual) or not (self.perceptual_weights or self.perceptual_layers),
             "perceptual_weights and perceptual_layers are those of a network that perceptual names, and it names none",
         )
         problems.check(
-            self.perceptual != "model" or not self.perceptual_weights,
-            "perceptual='model' is the explained model with the weights it has: leave out perceptual_weights",
+            self.perceptual not in ("model", "auto") or not self.perceptual_weights,
+            f"perceptual={self.perceptual!r} is the explained model with the weights it has: "
+            "leave out perceptual_weights",
         )
         problems.check(0 <= self.discriminator <= 1000, f"discriminator must be in [0, 1000], got {self.discriminator}")
         problems.check(

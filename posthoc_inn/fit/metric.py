@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from posthoc_inn.autoencoders import Autoencoder, GaussianAutoencoder
 from posthoc_inn.config import AutoencoderConfig, ImageSpec
-from posthoc_inn.errors import ConfigError, PosthocInnWarning, Problems
+from posthoc_inn.errors import ConfigError, LayerNotFoundError, PosthocInnWarning, Problems
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.images import InputAdapter, apply_spec, resize
 from posthoc_inn.plugins import get_plugin_manager
@@ -18,6 +21,12 @@ from posthoc_inn.training.perceptual import FeatureDistance, Prepare, choose_lay
 
 MODEL = "model"
 """What `AutoencoderConfig.perceptual` calls the explained model."""
+AUTO = "auto"
+"""The same where its features can be trained by, and nothing elsewhere."""
+COST, MOST = 0.5, 0.25
+"""What the distance may cost, as a share of what the autoencoder does in a step; the largest share of a batch."""
+PARTS = 64
+"""Shares of a batch are multiples of one part of so many."""
 LEAST_SEEN, ENLARGED = 64, 3
 """Pixels that a registered backbone sees at least, by enlarging images this many times at the most."""
 
@@ -37,12 +46,74 @@ def check_trainable(autoencoder: Autoencoder, config: AutoencoderConfig) -> None
     Raises:
         ConfigError: It takes no image metric.
     """
-    asked = [name for name in ("perceptual", "discriminator") if getattr(config, name)]
+    asked = [name for name in ("perceptual", "discriminator") if getattr(config, name) not in ("", 0, AUTO)]
     if asked and not isinstance(autoencoder, GaussianAutoencoder):
         raise ConfigError(
             f"Autoencoders of the kind {config.kind!r} are trained by a loss of their own: leave out "
             f"{' and '.join(asked)}, or take kind='residual', 'conv' or 'msc'."
         )
+
+
+def settled(
+    config: AutoencoderConfig,
+    autoencoder: Autoencoder,
+    extractor: LayerExtractor,
+    adapter: InputAdapter,
+    device: torch.device,
+) -> tuple[AutoencoderConfig, str]:
+    """Return the configuration with nothing about the image metric left open, and why it is none, where it is.
+
+    Args:
+        config: What is asked for.
+        autoencoder: What it makes, whose work is counted; only its shape matters.
+        extractor: Of the explained model.
+        adapter: Makes what the model gets from pictures.
+        device: Where everything runs.
+
+    Raises:
+        PosthocInnError: A network that is named cannot compare pictures.
+    """
+    wanted, reason = config, ""
+    if config.perceptual == AUTO:
+        wanted = config.replace(perceptual=MODEL)
+        if not isinstance(autoencoder, GaussianAutoencoder):
+            return config.replace(perceptual=""), ""
+    if not wanted.perceptual or not wanted.perceptual_weight:
+        return wanted, ""
+    try:
+        metric = make_metric(wanted, extractor, adapter, device)
+    except (ConfigError, LayerNotFoundError) as error:
+        if config.perceptual != AUTO or config.perceptual_layers:
+            raise
+        reason = str(error)
+        return config.replace(perceptual=""), reason
+    if metric is not None and not wanted.perceptual_share:
+        wanted = wanted.replace(perceptual_share=affordable_share(autoencoder, metric, device))
+    return wanted, reason
+
+
+@torch.no_grad()
+def affordable_share(autoencoder: Autoencoder, metric: FeatureDistance, device: torch.device) -> float:
+    """Return the share of a batch that may be compared: by operations, which are the same on every machine.
+
+    Training by a picture takes about three passes of the autoencoder, and three of the network: the image, the picture,
+    and back to the picture.
+    """
+    config = autoencoder.config
+    image = torch.zeros(1, config.channels, config.size, config.size, device=device)
+    was_training = autoencoder.training
+    autoencoder.to(device).eval()
+    own = _operations(lambda: autoencoder.decode(autoencoder.encode(image)[0]))
+    autoencoder.train(was_training)
+    other = _operations(lambda: metric.features(image))
+    share = COST * own / other if other else MOST
+    return max(1, math.floor(PARTS * min(share, MOST))) / PARTS
+
+
+def _operations(run: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
 
 
 def make_metric(
@@ -57,7 +128,7 @@ def make_metric(
         LayerNotFoundError: It lacks a layer that is named.
         PosthocInnError: The backbone is not known, or its weights cannot be read.
     """
-    if not config.perceptual or not config.perceptual_weight:
+    if config.perceptual in ("", AUTO) or not config.perceptual_weight:
         return None
     network: nn.Module
     prepare: Prepare

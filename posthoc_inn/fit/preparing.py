@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, Imag
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnError
 from posthoc_inn.fit.binding import ConceptRequest, check_placed
 from posthoc_inn.fit.drawing import with_draws
-from posthoc_inn.fit.metric import check_trainable, without_directory
+from posthoc_inn.fit.metric import check_trainable, settled, without_directory
 from posthoc_inn.fit.parts import Parts, make_flow
 from posthoc_inn.fit.refits import check_refits
 from posthoc_inn.fit.request import FitRequest, Subject
@@ -124,7 +125,9 @@ def takes_bytes(source: BatchSource, subject: Subject, adapter: InputAdapter) ->
     return True
 
 
-def make_autoencoder(subject: Subject, adapter: InputAdapter) -> tuple[Autoencoder, AutoencoderConfig | None]:
+def make_autoencoder(
+    subject: Subject, adapter: InputAdapter, device: torch.device, reporter: Reporter
+) -> tuple[Autoencoder, AutoencoderConfig | None]:
     """Return the autoencoder, and the configuration that it is to be trained by; None where it needs no training.
 
     Raises:
@@ -134,13 +137,21 @@ def make_autoencoder(subject: Subject, adapter: InputAdapter) -> tuple[Autoencod
     if isinstance(given, nn.Module):
         return as_autoencoder(given), None
     wanted = given or usual_autoencoder(config, adapter, seed=subject.seed)
-    manager = get_plugin_manager()
-    built: nn.Module = manager.build(manager.autoencoders, wanted.kind, without_directory(wanted))
-    autoencoder = as_autoencoder(built)
-    if not hasattr(built, "loss"):
+    autoencoder = _built(wanted)
+    if not hasattr(autoencoder, "loss"):
         return autoencoder, None
     check_trainable(autoencoder, wanted)
-    return autoencoder, wanted
+    settled_config, reason = settled(wanted, autoencoder, subject.extractor, adapter, device)
+    if reason:
+        reporter.note(f"Note: reconstructions are compared by squared error alone: {reason}")
+    if settled_config != wanted:
+        autoencoder = _built(settled_config)
+    return autoencoder, settled_config
+
+
+def _built(config: AutoencoderConfig) -> Autoencoder:
+    manager = get_plugin_manager()
+    return as_autoencoder(manager.build(manager.autoencoders, config.kind, without_directory(config)))
 
 
 def codes_are_maps(config: FitConfig, size: int) -> bool:
@@ -381,7 +392,7 @@ def prepare(
     probe = subject.extractor.probe(adapter.to_model(source.first(4).to(device)))
     if probe.note:
         reporter.note(probe.note)
-    autoencoder, trained_by = make_autoencoder(subject, adapter)
+    autoencoder, trained_by = make_autoencoder(subject, adapter, device, reporter)
     shape = latent_shape_of(autoencoder)
     config = configured(
         subject.config.of_maps() if len(shape) == 3 else subject.config,
@@ -407,6 +418,11 @@ def prepare(
     )
     metric = parts.metric()
     if metric is not None:
-        reporter.note(f"pictures are compared by {metric.name} too, at {', '.join(metric.layers)}")
+        batch = config.autoencoder_training.batch_size
+        share = 1.0 if trained_by is None else trained_by.perceptual_share
+        reporter.note(
+            f"pictures are compared by {metric.name} too, at {', '.join(metric.layers)}: {math.ceil(share * batch)} of "
+            f"the {batch} of a step"
+        )
     check_refits(request.refits, parts.flow)
     return Fit(parts, request, reporter=reporter, budget=budget)

@@ -81,7 +81,8 @@ class AutoencoderLoss(nn.Module):
     def _distance(self, metric: Metric, pictures: Tensor, images: Tensor) -> Tensor:
         config = self.autoencoder.config
         # Rows of a batch are in random order: the first are as good as any.
-        rows = math.ceil(config.perceptual_share * len(images)) if self.training else len(images)
+        share = config.perceptual_share if self.training else 1.0
+        rows = math.ceil((share or 1.0) * len(images))
         return config.perceptual_weight * metric(pictures[:rows], images[:rows])
 
     def _more(self) -> tuple[Any, ...]:
