@@ -11,7 +11,7 @@ $(VENV)/.installed: $(PROJECTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "posthoc_inn needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,bench,all]" -e plugins/torchvision -e plugins/timm -e plugins/diffusers -e plugins/biggan -e plugins/facenet
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,bench,all]" -e plugins/torchvision -e plugins/timm -e plugins/diffusers -e plugins/biggan -e plugins/facenet -e plugins/lpips
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -58,7 +58,7 @@ format: $(VENV)/.installed
 # Builds the core and its plugins as wheels, installs them into an environment of their own, and uses them.
 wheel: $(VENV)/.installed
 	rm -rf dist build/fresh
-	for project in . plugins/torchvision plugins/timm plugins/diffusers plugins/biggan plugins/facenet; do $(BIN)/python -m build --wheel --outdir dist $$project || exit 1; done
+	for project in . plugins/torchvision plugins/timm plugins/diffusers plugins/biggan plugins/facenet plugins/lpips; do $(BIN)/python -m build --wheel --outdir dist $$project || exit 1; done
 	$(PYTHON) -m venv build/fresh
 	build/fresh/bin/pip install --quiet --disable-pip-version-check dist/*.whl
 	cd build && fresh/bin/python -W error -c "import posthoc_inn; print(posthoc_inn.__version__, posthoc_inn.Interpreter)"

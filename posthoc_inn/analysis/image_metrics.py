@@ -18,6 +18,8 @@ CHUNK = 128
 def check_image_metrics(names: Sequence[str], size: tuple[int, int] | None = None) -> None:
     """Check that these metrics are registered and take pictures of this size; builds none of them.
 
+    `build_image_metrics` also finds out whether they are to be had: weights may be missing.
+
     Args:
         names: Registered image metrics.
         size: Height and width of the pictures in pixels; None where it is not known yet.
@@ -34,6 +36,23 @@ def check_image_metrics(names: Sequence[str], size: tuple[int, int] | None = Non
                 f"The image metric {name!r} takes pictures of at least {least} x {least} pixels, got "
                 f"{size[0]} x {size[1]}. Leave it out, or fit with larger pictures."
             )
+
+
+def build_image_metrics(names: Sequence[str], size: tuple[int, int]) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Return these metrics by name, built: what they need is there.
+
+    Args:
+        names: Registered image metrics.
+        size: Height and width of the pictures in pixels.
+
+    Raises:
+        UnknownNameError: Nobody registers a name.
+        DataError: The pictures are smaller than a metric takes, or it lacks its weights.
+        PluginError: A metric cannot be built.
+    """
+    check_image_metrics(names, size)
+    manager = get_plugin_manager()
+    return {name: manager.build(manager.image_metrics, name) for name in names}
 
 
 @torch.no_grad()
@@ -60,12 +79,10 @@ def measure_image_metrics(names: Sequence[str], images: Tensor, pictures: Tensor
             f"Image metrics compare two batches (B, C, H, W) of one shape, got {tuple(images.shape)} and "
             f"{tuple(pictures.shape)}."
         )
-    check_image_metrics(names, (images.shape[-2], images.shape[-1]))
-    manager = get_plugin_manager()
+    registry = get_plugin_manager().image_metrics
     found = {}
-    for name in names:
-        entry = manager.image_metrics.get(name)
-        metric = manager.build(manager.image_metrics, name)
+    for name, metric in build_image_metrics(names, (images.shape[-2], images.shape[-1])).items():
+        entry = registry.get(name)
         values = _values(metric, f"The image metric {name!r} of {entry.distribution}", images, pictures)
         error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
         found[name] = {

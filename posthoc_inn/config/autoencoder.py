@@ -28,10 +28,11 @@ class AutoencoderConfig(Config):
         latent_channels: C of a map.
         reduction: How many times a map's sides are smaller than the image's: 2, 4, 8, 16 or 32.
         perceptual: Network whose features add a perceptual distance to the squared error in training: "" for none,
-            "model" for the explained model itself, or a registered backbone. "auto", which `of_map` sets: the explained
-            model where its features can be trained by, and none elsewhere.
-        perceptual_weights: Of a backbone: a file, or a name that its plugin knows. Of a file, a bundle keeps the name
-            without its directory.
+            "model" for the explained model itself, a registered backbone, or a registered image metric that passes
+            gradients on ("lpips-squeeze", with posthoc-inn-lpips), whose networks and layers are its own matter.
+            "auto", which `of_map` sets: the explained model where its features can be trained by, and none elsewhere.
+        perceptual_weights: Of a backbone, or a metric's network: a file, or a name that its plugin knows. Of a file, a
+            bundle keeps the name without its directory.
         perceptual_layers: Layers whose features are compared; early ones are chosen when none are named.
         perceptual_weight: What the distance is multiplied with, before the squared error of images in [-1, 1] is added.
         perceptual_share: Share of a batch that the distance is taken over in training: most networks are larger than an

@@ -11,13 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from posthoc_inn.analysis.image_metrics import check_image_metrics
 from posthoc_inn.autoencoders import Autoencoder, GaussianAutoencoder
 from posthoc_inn.config import AutoencoderConfig, ImageSpec
-from posthoc_inn.errors import ConfigError, LayerNotFoundError, PosthocInnWarning, Problems
+from posthoc_inn.errors import (
+    ConfigError,
+    LayerNotFoundError,
+    PosthocInnWarning,
+    Problems,
+    UnknownNameError,
+    suggest,
+)
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.images import InputAdapter, apply_spec, resize
 from posthoc_inn.plugins import get_plugin_manager
+from posthoc_inn.training.metric_distance import MetricDistance
 from posthoc_inn.training.perceptual import FeatureDistance, Prepare, choose_layers, copied
+
+Distance = FeatureDistance | MetricDistance
+"""What pictures can be compared by in training."""
 
 MODEL = "model"
 """What `AutoencoderConfig.perceptual` calls the explained model."""
@@ -93,7 +105,7 @@ def settled(
 
 
 @torch.no_grad()
-def affordable_share(autoencoder: Autoencoder, metric: FeatureDistance, device: torch.device) -> float:
+def affordable_share(autoencoder: Autoencoder, metric: Distance, device: torch.device) -> float:
     """Return the share of a batch that may be compared: by operations, which are the same on every machine.
 
     Training by a picture takes about three passes of the autoencoder, and three of the network: the image, the picture,
@@ -105,7 +117,7 @@ def affordable_share(autoencoder: Autoencoder, metric: FeatureDistance, device: 
     autoencoder.to(device).eval()
     own = _operations(lambda: autoencoder.decode(autoencoder.encode(image)[0]))
     autoencoder.train(was_training)
-    other = _operations(lambda: metric.features(image))
+    other = _operations(lambda: metric(image, image)) / 2  # of both
     share = COST * own / other if other else MOST
     return max(1, math.floor(PARTS * min(share, MOST))) / PARTS
 
@@ -118,7 +130,7 @@ def _operations(run: Callable[[], object]) -> int:
 
 def make_metric(
     config: AutoencoderConfig, extractor: LayerExtractor, adapter: InputAdapter, device: torch.device
-) -> FeatureDistance | None:
+) -> Distance | None:
     """Return the perceptual distance that a configuration asks for, checked; None where it asks for none.
 
     It is of the weights that the explained model has now.
@@ -126,10 +138,17 @@ def make_metric(
     Raises:
         ConfigError: The network cannot compare pictures, or passes no gradient on to them.
         LayerNotFoundError: It lacks a layer that is named.
-        PosthocInnError: The backbone is not known, or its weights cannot be read.
+        PosthocInnError: The metric or backbone is not known, or its weights cannot be read.
     """
     if config.perceptual in ("", AUTO) or not config.perceptual_weight:
         return None
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, config.channels, config.size, config.size, generator=generator).to(device)
+    if _is_image_metric(config.perceptual):
+        found = _image_metric(config)
+        found.net.to(device)
+        found.check(images)
+        return found
     network: nn.Module
     prepare: Prepare
     if config.perceptual == MODEL:
@@ -142,8 +161,6 @@ def make_metric(
     else:
         network, prepare = _backbone(config)
         name = " ".join(filter(None, (config.perceptual, Path(config.perceptual_weights).name)))
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(2, config.channels, config.size, config.size, generator=generator).to(device)
     layers = config.perceptual_layers
     if not layers:
         layers = tuple(choose_layers(copied(network).eval().to(device), prepare(images)))
@@ -151,6 +168,45 @@ def make_metric(
     distance.net.to(device)
     distance.check(images)
     return distance
+
+
+def _is_image_metric(name: str) -> bool:
+    """Whether `perceptual` names an image metric, rather than a backbone or the model.
+
+    Raises:
+        UnknownNameError: It names none of them.
+        ConfigError: It names two.
+    """
+    if name == MODEL:
+        return False
+    manager = get_plugin_manager()
+    metrics, backbones = manager.image_metrics, manager.backbones
+    is_metric, is_backbone = name in metrics, name in backbones
+    if is_metric and is_backbone:
+        raise ConfigError(
+            f"perceptual={name!r} is an image metric of {metrics.get(name).distribution} and a backbone of "
+            f"{backbones.get(name).distribution}; leave one out with POSTHOC_INN_PLUGINS."
+        )
+    if not is_metric and not is_backbone:
+        try:
+            backbones.get(name)
+        except UnknownNameError as error:
+            near = suggest(name, metrics.names())
+            raise UnknownNameError(f"{error} Nor is it an image metric to be trained by. {near}") from None
+    return is_metric
+
+
+def _image_metric(config: AutoencoderConfig) -> MetricDistance:
+    manager, name, weights = get_plugin_manager(), config.perceptual, config.perceptual_weights
+    known = manager.image_metrics.get(name).metadata
+    problems = Problems(f"perceptual={name!r}")
+    problems.check(not known.get("higher_is_better"), "it is higher for nearer pictures, and training needs a distance")
+    problems.check(not config.perceptual_layers, "an image metric has its own layers: leave out perceptual_layers")
+    problems.check("weights" in known or not weights, "it takes no weights: leave out perceptual_weights")
+    problems.raise_if_any()
+    check_image_metrics([name], (config.size, config.size))
+    options = {"weights": weights or None} if "weights" in known else {}
+    return MetricDistance(manager.build(manager.image_metrics, name, **options), name)
 
 
 def _backbone(config: AutoencoderConfig) -> tuple[nn.Module, Prepare]:

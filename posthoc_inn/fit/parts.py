@@ -16,13 +16,12 @@ from posthoc_inn.features import LayerExtractor, Probe
 from posthoc_inn.features.outputs import Recognised
 from posthoc_inn.fit.binding import BoundConcepts, ConceptRequest
 from posthoc_inn.fit.concepts import ConceptFit
-from posthoc_inn.fit.metric import make_metric
+from posthoc_inn.fit.metric import Distance, make_metric
 from posthoc_inn.flows import ConditionalFlow, coupling_of, set_compute_dtype
 from posthoc_inn.images import BatchSource, InputAdapter
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import History
-from posthoc_inn.training.perceptual import FeatureDistance
 
 REDUCED = 64
 """Channels that H brings a map to first, where it has more: a 3 × 3 convolution of a thousand takes most of a step."""
@@ -64,7 +63,7 @@ class Parts:
     prediction: Recognised | None = None
     trained_by: AutoencoderConfig | None = None
 
-    def metric(self) -> FeatureDistance | None:
+    def metric(self) -> Distance | None:
         """Return the perceptual distance that the autoencoder is trained by, of the model's weights as they are now."""
         if self.trained_by is None or self.autoencoder_is_fitted:
             return None

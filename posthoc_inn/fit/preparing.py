@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from posthoc_inn.analysis.image_metrics import check_image_metrics
+from posthoc_inn.analysis.image_metrics import build_image_metrics
 from posthoc_inn.analysis.relevance import LEAST_IMAGES
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder, draws_of, latent_shape_of
 from posthoc_inn.concepts import AttributeSource, ConceptModel, LabelsOf, Space, as_source, length_of
@@ -388,7 +388,7 @@ def prepare(
         reporter.note(note)
     device = choose_device(subject.device, like=subject.extractor.model)
     adapter = make_adapter(source, subject, reporter)
-    check_image_metrics(request.image_metrics, adapter.picture_shape)
+    build_image_metrics(request.image_metrics, adapter.picture_shape)  # before training, not after it
     probe = subject.extractor.probe(adapter.to_model(source.first(4).to(device)))
     if probe.note:
         reporter.note(probe.note)
@@ -420,9 +420,9 @@ def prepare(
     if metric is not None:
         batch = config.autoencoder_training.batch_size
         share = 1.0 if trained_by is None else trained_by.perceptual_share
+        layers = f" at {', '.join(metric.layers)}," if metric.layers else ""
         reporter.note(
-            f"pictures are compared by {metric.name} too, at {', '.join(metric.layers)}: {math.ceil(share * batch)} of "
-            f"the {batch} of a step"
+            f"pictures are compared by {metric.name} too,{layers} {math.ceil(share * batch)} of the {batch} of a step"
         )
     check_refits(request.refits, parts.flow)
     return Fit(parts, request, reporter=reporter, budget=budget)

@@ -45,7 +45,7 @@ METADATA_KEYS: Mapping[str, tuple[str, ...]] = {
         "attribute_names",
         "options",
     ),
-    "image metric": (*COMMON_KEYS, "higher_is_better", "min_size"),
+    "image metric": (*COMMON_KEYS, "higher_is_better", "min_size", "weights"),
     "analysis": (*COMMON_KEYS, "needs", "options"),
 }
 """Kind -> the metadata its `register` takes; any other key is refused, so that a misspelt one is noticed."""
@@ -175,9 +175,13 @@ def register_image_metrics(register: Register[Callable[[Tensor, Tensor], Tensor]
     """Register measures of how far two images are apart. Called once, when plugins are loaded.
 
     Factory: ``factory() -> metric`` with ``metric(a, b) -> (B,)``, finite, for images a, b (B, C, H, W) in [0, 1].
-    A fit measures reconstructions by those that its user names.
+    A fit measures reconstructions by those that its user names. One that is 0 for the same picture, never below, and
+    passes gradients on to b can also train autoencoders (`AutoencoderConfig.perceptual`); their pictures may leave
+    [0, 1] a little. Its networks, if it has any, are in a module, which it then is.
 
-    Metadata: `higher_is_better`, False unless given; `min_size`, the smallest height and width in pixels.
+    Metadata: `higher_is_better`, False unless given; `min_size`, the smallest height and width in pixels; `weights`,
+    one line of what `AutoencoderConfig.perceptual_weights` may be for it: the factory then takes
+    ``weights: str | None`` as a keyword, None by default, and raises `DataError` where weights are missing.
     """
 
 

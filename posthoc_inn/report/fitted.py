@@ -238,7 +238,8 @@ def _perceptual_settings(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Return by what else than pixels the autoencoder was trained; bundles of before know of nothing."""
     found = metrics.get("perceptual") or {}
     layers = ", ".join(map(str, found.get("layers") or ()))
-    return {"pictures compared by": f"pixels, and {found.get('features')} at {layers}"} if found else {}
+    at = f" at {layers}" if layers else ""
+    return {"pictures compared by": f"pixels, and {found.get('features')}{at}"} if found else {}
 
 
 def _prediction_settings(metrics: Mapping[str, Any]) -> dict[str, str]:

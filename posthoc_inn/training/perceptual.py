@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posthoc_inn.errors import ConfigError, LayerNotFoundError, Problems, shown, suggest
+from posthoc_inn.errors import ConfigError, LayerNotFoundError, PosthocInnError, Problems, shown, suggest
 from posthoc_inn.features.isolation import unwrap
 from posthoc_inn.weights import fingerprint
 
@@ -130,23 +130,40 @@ class FeatureDistance:
         Raises:
             ConfigError: The network fails on pictures, or no finite gradient reaches them.
         """
-        pictures = (0.5 * images.detach() + 0.25).requires_grad_()
-        try:
-            with torch.enable_grad():
-                distance = self(pictures, images)
-                (gradient,) = torch.autograd.grad(distance, pictures)
-        except (ConfigError, LayerNotFoundError):
-            raise
-        except Exception as error:  # a stranger's network may raise anything
-            raise ConfigError(
-                f"{self.name} cannot compare pictures {tuple(images.shape)}: {type(error).__name__}: "
-                f"{shown(error, 200)}. Name another network, or other layers."
-            ) from error
-        problems = Problems(f"{self.name} as an image metric")
-        problems.check(math.isfinite(float(distance.detach())), "its features are not finite")
-        problems.check(bool(gradient.isfinite().all()), "its gradient is not finite")
-        problems.check(bool(gradient.any()), "it passes no gradient on to the pictures")
-        problems.raise_if_any()
+        check_trains_by(self, images, self.name)
+
+
+def check_trains_by(distance: Callable[[Tensor, Tensor], Tensor], images: Tensor, name: str) -> None:
+    """Check with a few images (B, C, H, W) in [0, 1] that an autoencoder can be trained by a distance.
+
+    Args:
+        distance: Pictures and their images to a scalar.
+        images: Any.
+        name: Of the distance, for people.
+
+    Raises:
+        ConfigError: It fails on pictures, or no finite gradient reaches them.
+    """
+    pictures = (0.5 * images.detach() + 0.25).requires_grad_()
+    problems = Problems(f"{name} as an image metric")
+    try:
+        with torch.enable_grad():
+            value = distance(pictures, images)
+            if not value.requires_grad:
+                problems.check(False, "it passes no gradient on to the pictures")
+                problems.raise_if_any()
+            (gradient,) = torch.autograd.grad(value, pictures)
+    except PosthocInnError:
+        raise
+    except Exception as error:  # a stranger's network may raise anything
+        raise ConfigError(
+            f"{name} cannot compare pictures {tuple(images.shape)}: {type(error).__name__}: "
+            f"{shown(error, 200)}. Name another network, or other layers."
+        ) from error
+    problems.check(math.isfinite(float(value.detach())), "its values are not finite")
+    problems.check(bool(gradient.isfinite().all()), "its gradient is not finite")
+    problems.check(bool(gradient.any()), "it passes no gradient on to the pictures")
+    problems.raise_if_any()
 
 
 def _places_last(features: Tensor) -> Tensor:
@@ -156,10 +173,11 @@ def _places_last(features: Tensor) -> Tensor:
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    return (_unit(a) - _unit(b)).square().sum(1).mean()
+    return (unit_channels(a) - unit_channels(b)).square().sum(1).mean()
 
 
-def _unit(features: Tensor) -> Tensor:
+def unit_channels(features: Tensor) -> Tensor:
+    """Return features (B, C, ...) of length 1 over the channels at each place; 0 where all of them are 0."""
     # Inside the root: where all channels are 0, as after a ReLU, its slope would be infinite.
     return features * (features.square().sum(1, keepdim=True) + _FLOOR).rsqrt()
 

@@ -67,7 +67,7 @@ def test_it_is_the_explained_model_and_the_fit_says_so_and_the_bundle_too(tmp_pa
     before = {k: v.clone() for k, v in model.state_dict().items()}
     config, notes, _ = prepared(model, "4")
     assert (config.perceptual, config.perceptual_share) == ("model", 0.25)
-    assert "pictures are compared by the explained model too, at 1, 3: " in notes
+    assert "pictures are compared by the explained model too, at 1, 3, " in notes
     interpreter = Interpreter(model, "4", spec=SPEC, preset=MAPS, precision="32")
     interpreter.fit(torch.rand(40, 3, 32, 32), held_out=torch.rand(12, 3, 32, 32), progress=False)
     assert interpreter.metrics_["perceptual"]["features"] == "the explained model"

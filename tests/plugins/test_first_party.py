@@ -10,6 +10,7 @@ from fresh_environment import OFFLINE, PIP, ROOT, make_environment, run
 FOLDERS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
 BRINGS = {
     "facenet": {"backbone": ["facenet"], "command": ["align"]},
+    "lpips": {"image metric": ["lpips-alex", "lpips-squeeze", "lpips-vgg"]},
     "timm": {"backbone": ["timm:*"]},
 }
 """What some of them register, in full."""
