@@ -16,7 +16,7 @@ from posthoc_inn import analysis
 from posthoc_inn.ambient import in_plain_torch
 from posthoc_inn.analysis import editing
 from posthoc_inn.analysis.by_name import run_analysis
-from posthoc_inn.autoencoders import Autoencoder, as_autoencoder
+from posthoc_inn.autoencoders import Autoencoder, as_autoencoder, latent_shape_of
 from posthoc_inn.bundle import Bundle, load_bundle, save_bundle
 from posthoc_inn.concepts import RANDOM, ConceptModel, Space
 from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, Precision, preset
@@ -34,6 +34,7 @@ from posthoc_inn.objectives import drawn
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.progress import Reporter, make_reporter
 from posthoc_inn.report.fitted import ReportWords, write_fitted_report
+from posthoc_inn.rows.code_noise import CodeNoise
 from posthoc_inn.rows.world import World
 from posthoc_inn.training.precision import check_precision, choose_device, choose_precision
 from posthoc_inn.weights import describe_tensors, fingerprint
@@ -726,7 +727,7 @@ class Interpreter:
             autoencoder=pipeline.autoencoder,
             flow=pipeline.flow,
             z_shape=pipeline.z_shape,
-            metrics=getattr(self, "metrics_", {}),
+            metrics=self._told_metrics(),
             origin=dict(self.origin),
             model_tensors=describe_tensors(self.model),
             concepts=self.__dict__.get("concept_model_"),
@@ -734,6 +735,10 @@ class Interpreter:
         )
         state = self.model.state_dict() if store_model else None
         return save_bundle(bundle, Path(directory), overwrite=overwrite, model_state=state)
+
+    def _told_metrics(self) -> dict[str, Any]:
+        metrics, noise = getattr(self, "metrics_", {}), self.pipeline.code_noise
+        return metrics if noise is None or "code_noise" in metrics else {**metrics, "code_noise": noise.to_dict()}
 
     @classmethod
     @in_plain_torch
@@ -775,7 +780,8 @@ class Interpreter:
         self.metrics_ = bundle.metrics
         self.origin = bundle.origin
         world = None if bundle.world is None else bundle.world.to(where)
-        self.pipeline_ = Pipeline(self.extractor, bundle.adapter, self.autoencoder_, self.flow_, where, world)
+        noise = CodeNoise.read(bundle.metrics.get("code_noise"), latent_shape_of(self.autoencoder_))
+        self.pipeline_ = Pipeline(self.extractor, bundle.adapter, self.autoencoder_, self.flow_, where, world, noise)
         return self
 
     def __repr__(self) -> str:

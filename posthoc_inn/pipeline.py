@@ -16,6 +16,7 @@ from posthoc_inn.features import LayerExtractor
 from posthoc_inn.flows import ConditionalFlow, computing_in
 from posthoc_inn.images import BatchSource, InputAdapter, some_of, some_places
 from posthoc_inn.objectives import flow_nll
+from posthoc_inn.rows.code_noise import CodeNoise
 from posthoc_inn.rows.world import World
 
 
@@ -38,6 +39,7 @@ class Pipeline:
         device: Where they live.
         world: What z of the images that t was fitted to is like; images unlike them are warned of. None where it is not
             known, as in older bundles.
+        code_noise: Noise that codes got besides the encoder's own before t saw them; None for none.
     """
 
     extractor: LayerExtractor
@@ -46,6 +48,7 @@ class Pipeline:
     flow: ConditionalFlow
     device: torch.device
     world: World | None = None
+    code_noise: CodeNoise | None = None
 
     @property
     def latent_dim(self) -> int:
@@ -137,13 +140,17 @@ class Pipeline:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of z_bar, each (B, D), for the user's tensors (B, C, H, W)."""
+        """Return mean and standard deviation of z_bar, each (B, D), for the user's tensors (B, C, H, W).
+
+        The deviation is that of the codes that t was fitted to: with `code_noise`, where there is any.
+        """
         adapter = self.adapter
         parts = [
             self.autoencoder.encode(adapter.to_square(adapter.to_images(x.to(self.device))))
             for x in images.split(CHUNK)
         ]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        mean, std = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        return mean, std if self.code_noise is None else self.code_noise.added(std)
 
     @torch.no_grad()
     def decode(self, z_bar: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ class Likelihood(Result):
         doubling_gain: Nats that twice the steps are expected to gain (`History.expected_gain`); nan where the curve is
             too short to tell.
         standard_normal: Of the same latents under N(0, 1): what a t that does nothing would give.
-        noise_floor: Entropy of the encoder's own noise, which no t can go below.
+        noise_floor: Entropy of the noise of codes, the encoder's and what was added (`Pipeline.code_noise`), which no t
+            can go below.
         v_mean: Mean of v over all dimensions; 0 for a perfect t.
         v_std: Standard deviation of v; 1 for a perfect t.
         round_trip: Largest |t⁻¹(t(z_bar)) - z_bar| seen, in float32, which everything after training uses.

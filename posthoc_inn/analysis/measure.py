@@ -67,7 +67,13 @@ class AutoencoderQuality(Result):
 
 @torch.no_grad()
 def autoencoder_quality(
-    pipeline: Pipeline, held_out: Cache, *, image_metrics: Sequence[str] = (), limit: int = 5000, seed: int = 0
+    pipeline: Pipeline,
+    held_out: Cache,
+    *,
+    image_metrics: Sequence[str] = (),
+    with_code_noise: bool = False,
+    limit: int = 5000,
+    seed: int = 0,
 ) -> AutoencoderQuality:
     """Measure reconstructions of cached held-out images.
 
@@ -75,11 +81,17 @@ def autoencoder_quality(
         pipeline: The fitted parts.
         held_out: Cache with images, z, mean, std, and prediction where predictions are compared.
         image_metrics: Registered image metrics to measure by too.
+        with_code_noise: Whether codes have the noise that t was fitted with (`Pipeline.code_noise`), as samples do.
         limit: Images used at the most.
         seed: Seed of the encoder's noise.
     """
     index = held_out.some(limit, seed=seed)
-    mean, std = held_out["mean"].rows(index), held_out["std"].rows(index)
+    if pipeline.code_noise is None or with_code_noise:
+        mean, std = held_out["mean"].rows(index), held_out["std"].rows(index)
+    else:  # cached deviations have the noise in them
+        images_of, encode = held_out["images"], pipeline.autoencoder.encode
+        own = [encode(unit(images_of.rows(part)).to(pipeline.device)) for part in index.split(PICTURES)]
+        mean, std = (torch.cat([pair[k].float().cpu() for pair in own]) for k in (0, 1))
     latents = drawn(mean, std, seed)
     asked, errors = Asked(pipeline, 1), 0.0
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -166,6 +178,16 @@ def resolution(pipeline: Pipeline, held_out: Cache, index: torch.Tensor) -> Reso
     )
 
 
+def _noise_told(pipeline: Pipeline, held_out: Cache, is_drawn: bool, seed: int) -> dict[str, Any]:
+    """Return what the noise of codes is, and what it does to reconstructions: samples cannot be better than these."""
+    assert pipeline.code_noise is not None
+    told = pipeline.code_noise.to_dict()
+    if is_drawn:
+        return told
+    found = autoencoder_quality(pipeline, held_out, with_code_noise=True, seed=seed).to_dict()
+    return told | {name: found[name] for name in ("error", "agreement", "agreement_error", "similarity")}
+
+
 def predictions(cache: Cache, rows: torch.Tensor) -> torch.Tensor | None:
     """Return what is compared of the predictions for these rows, (rows, ...), or None for nothing."""
     return cache["prediction"].rows(rows) if "prediction" in cache else None
@@ -215,7 +237,9 @@ def measure(
     checked = calibration(pipeline, held_out, seed=seed)
     # A generator's pictures are made at its own size, and resized for nobody.
     resized = None if is_drawn else resolution(pipeline, held_out, some)
+    noise = {} if pipeline.code_noise is None else {"code_noise": _noise_told(pipeline, held_out, is_drawn, seed)}
     return {
+        **noise,
         "images": {
             "train": len(train),
             "held_out": every,

@@ -356,6 +356,9 @@ class FitConfig(Config):
             `posthoc_inn.objectives.interaction_variance`), in nats a unit of variance, where t works on e's factors.
             Anything above 0 draws t away from the true conditional, whose variance may differ from z to z: total
             effects (MSC eq. 20) come out too small then.
+        code_noise: Noise that codes get besides the encoder's own before t (and e) see them, as a share of each
+            channel's standard deviation over the training images; 0 for none. Samples then are decoded with it, and
+            held-out nats are those of codes with it: they are not to be compared with those of another share.
         linear_fallback: Use the linear t, which is fitted in seconds beside every t, where t is worse than it on
             held-out images by more than the standard error.
     """
@@ -377,6 +380,7 @@ class FitConfig(Config):
     context_channels: int = 32
     flow_on_concepts: bool = False
     interaction_weight: float = 0.0
+    code_noise: float = 0.0
     linear_fallback: bool = True
 
     def _check(self, problems: Problems) -> None:
@@ -384,6 +388,7 @@ class FitConfig(Config):
             self.interaction_weight >= 0, f"interaction_weight must not be negative: {self.interaction_weight}"
         )
 
+        problems.check(0 <= self.code_noise <= 1, f"code_noise must be in [0, 1], got {self.code_noise}")
         problems.check(
             0 <= self.context_channels <= 4096, f"context_channels must be 0 to 4096, got {self.context_channels}"
         )

@@ -76,13 +76,15 @@ def fit_concepts_alone(
             rows = identity_of_rows(
                 pipeline.extractor, pipeline.adapter, train_images, kept_images, request.draws, wanted.extra
             )
-            key = key_of(rows, fingerprint(pipeline.autoencoder))
+            noise = pipeline.code_noise
+            more = [] if noise is None or space != "z_bar" else [f"codes with noise of {noise.share}"]
+            key = key_of(rows, fingerprint(pipeline.autoencoder), *more)
         train, kept, extra = reader.read(train_images, kept_images, request.draws, wanted.extra, key=key)
         bound = bind(wanted, train, kept, extra)
         check_request(bound, chosen, dim)
         caches = [cache for cache in (train, extra) if cache is not None]
         if space == "z_bar":
-            reader.encode(pipeline.autoencoder, *caches, kept)
+            reader.encode(pipeline.autoencoder, *caches, kept, noise=pipeline.code_noise)
         reporter.stage("e", chosen.training.steps)
         return fit_concepts(
             bound,

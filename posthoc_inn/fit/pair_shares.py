@@ -116,7 +116,7 @@ def _rows(pipeline: Pipeline, images: BatchSource) -> Cache:
         pipeline.extractor, pipeline.adapter, pipeline.device, Reporter(), budget=DEFAULT_BUDGET, for_concepts=True
     )
     cache = reader.read_alone(images)
-    reader.encode(pipeline.autoencoder, cache)
+    reader.encode(pipeline.autoencoder, cache, noise=pipeline.code_noise)
     return cache
 
 

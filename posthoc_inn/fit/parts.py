@@ -21,6 +21,7 @@ from posthoc_inn.flows import ConditionalFlow, coupling_of, set_compute_dtype
 from posthoc_inn.images import BatchSource, InputAdapter
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.rows.cache import Cache
+from posthoc_inn.rows.code_noise import CodeNoise
 from posthoc_inn.training import History
 
 REDUCED = 64
@@ -45,6 +46,7 @@ class Parts:
         precision: Of the matrix products in training.
         concepts: What e is to learn; None for no e.
         prediction: What the model's prediction is; None before that was looked at.
+        code_noise: Noise that codes got besides the encoder's own; None for none, and before the images were encoded.
         trained_by: The configuration that says by which image metric the autoencoder is trained; None where it is not.
     """
 
@@ -62,6 +64,7 @@ class Parts:
     concepts: ConceptRequest | None
     prediction: Recognised | None = None
     trained_by: AutoencoderConfig | None = None
+    code_noise: CodeNoise | None = None
 
     def metric(self) -> Distance | None:
         """Return the perceptual distance that the autoencoder is trained by, of the model's weights as they are now."""
@@ -85,7 +88,8 @@ class Parts:
 
     def pipeline(self) -> Pipeline:
         """Return the parts joined."""
-        return Pipeline(self.extractor, self.adapter, self.autoencoder, self.flow, self.device)
+        known = self.extractor, self.adapter, self.autoencoder, self.flow, self.device
+        return Pipeline(*known, code_noise=self.code_noise)
 
 
 @dataclass

@@ -190,6 +190,8 @@ def _described(parts: Parts) -> list[str]:
             f", {sum(p.numel() for p in parts.flow.parameters()) / 1e6:.1f} M parameters, "
             f"{config.flow_training.steps:,} steps of {config.flow_training.batch_size}"
         )
+    if config.code_noise:
+        t += f", codes with noise of {config.code_noise:g} of each channel's deviation"
     lines.append(t)
     return lines
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from posthoc_inn.autoencoders import TrainableAutoencoder
+from posthoc_inn.autoencoders import TrainableAutoencoder, latent_shape_of
 from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.errors import NotFittedError
 from posthoc_inn.files import plain, replace_file, writing
@@ -33,6 +33,7 @@ from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
 from posthoc_inn.objectives import drawn
 from posthoc_inn.progress import Reporter
 from posthoc_inn.rows.cache import DEFAULT_BUDGET, Cache
+from posthoc_inn.rows.code_noise import measured_noise
 from posthoc_inn.rows.identity import (
     MODEL,
     PREDICTION,
@@ -187,7 +188,7 @@ class Fit:
         if "autoencoder" in self.threads:
             self.threads.setdefault("latents", self.threads["autoencoder"])
         caches = [cache for cache in (train_rows, held_rows, extra_rows) if cache is not None]
-        self._stage("latents", lambda: self._reader.encode(parts.autoencoder, *caches))
+        self._stage("latents", lambda: self._encode(*caches))
         found = None
         if bound is not None:
             found = self._trained("e", lambda: self._fit_concepts(bound, train_rows, chooses_e, extra_rows))
@@ -332,9 +333,20 @@ class Fit:
                 return whole, everything
         return bound, selection
 
+    def _encode(self, *caches: Cache) -> None:
+        """Add codes to the caches, the first of which trains, with the noise that the configuration asks for."""
+        parts, share = self.parts, self.parts.config.code_noise
+        if share:
+            shape = latent_shape_of(parts.autoencoder)
+            noise = measured_noise(parts.autoencoder, caches[0], shape, share=share, device=parts.device)
+            self.parts = dataclasses.replace(parts, code_noise=noise)
+        self._reader.encode(parts.autoencoder, *caches, noise=self.parts.code_noise)
+
     def _key(self, *networks: torch.nn.Module) -> str:
-        """Return what a checkpoint is kept under: what the fit is of, and the trained networks it builds on."""
-        return key_of(self._identity, *(fingerprint(network) for network in networks)) if self._identity else ""
+        """Return what a checkpoint is kept under: what the fit is of, and the networks and codes it builds on."""
+        noise = self.parts.code_noise  # none before there are codes
+        more = [] if noise is None else [f"codes with noise of {noise.share}"]
+        return key_of(self._identity, *map(fingerprint, networks), *more) if self._identity else ""
 
     def _advance(self, step: int, total: int, figures: dict[str, float]) -> None:
         self.reporter.advance(step, figures)

@@ -254,6 +254,12 @@ def _network_settings(interpreter: Fitted, metrics: Mapping[str, Any]) -> dict[s
     flow, found = interpreter.pipeline.flow.flow.config, {}
     shape = flow.told
     found["t"] = f"preset {config['preset']}, {shape}" if config.get("preset") else shape
+    noise = metrics.get("code_noise")
+    if noise:
+        found["noise of codes"] = (
+            f"{noise['share']:g} of each channel's deviation, besides the encoder's own: likelihoods, v and samples "
+            "are those of codes with it"
+        )
     if flow.coupling is not None:
         found["t"] += _steps(config.get("flow_training"), "")
     concepts = _concepts(interpreter)

@@ -21,6 +21,7 @@ from posthoc_inn.images import Batch, BatchSource
 from posthoc_inn.images.adapter import InputAdapter
 from posthoc_inn.progress import Reporter
 from posthoc_inn.rows.cache import Budget, Cache, pixels, unit
+from posthoc_inn.rows.code_noise import CodeNoise
 from posthoc_inn.rows.part import IMAGE
 
 LABEL = "label:"
@@ -194,10 +195,10 @@ class RowReader:
             Cache(self.out / "cache" / part).remove()
         shutil.rmtree(self.out / "cache", ignore_errors=True)
 
-    def encode(self, autoencoder: Autoencoder, *caches: Cache) -> None:
-        """Add mean and deviation of the latents to the caches, in place of what is there.
+    def encode(self, autoencoder: Autoencoder, *caches: Cache, noise: CodeNoise | None = None) -> None:
+        """Add mean and deviation of the latents, with `noise` if any, to the caches, in place of what is there.
 
-        A generator's draws come with their latents, which have no deviation.
+        A generator's draws come with their latents, which have no deviation of their own.
         """
         self.reporter.stage("encoding images", sum(len(c) for c in caches))
         done = 0
@@ -207,15 +208,19 @@ class RowReader:
             if LATENTS in cache:
                 for (latents,) in cache.batches(CHUNK, LATENTS):
                     with writing(cache.directory, CACHE_ADVICE):
-                        cache.append(mean=latents, std=torch.zeros_like(latents))
+                        cache.append(mean=latents, std=_with(noise, torch.zeros_like(latents)))
                 continue
             for (images,) in cache.batches(CHUNK, "images"):
                 with torch.no_grad():
                     mean, std = autoencoder.encode(unit(images.to(self.device)))
                 with writing(cache.directory, CACHE_ADVICE):
-                    cache.append(mean=mean.float(), std=std.float())
+                    cache.append(mean=mean.float(), std=_with(noise, std.float()))
                 done += len(images)
                 self.reporter.advance(done)
+
+
+def _with(noise: CodeNoise | None, std: Tensor) -> Tensor:
+    return std if noise is None else noise.added(std)
 
 
 def latents_of(data: BatchSource) -> Tensor:

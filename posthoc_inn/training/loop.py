@@ -282,8 +282,8 @@ class Loop:
         if state["key"] != self.key:
             raise TrainingError(
                 f"{path} was written while the {self.task.name} was trained on other data: other images, another model "
-                "or layer, or another autoencoder or e than now. Give what the run was begun with, choose another "
-                "directory, or start anew without resuming."
+                "or layer, another autoencoder or e, or other noise of codes than now. Give what the run was begun "
+                "with, choose another directory, or start anew without resuming."
             )
 
         def part(prefix: str) -> dict[str, Tensor]:

@@ -30,6 +30,14 @@ NOT_OF_THE_RUN = ("out", "resume", "overwrite", "as_json", "quiet", "threads", "
 @options(
     click.option("--classifier-steps", type=click.IntRange(min=1), help="Steps of the model, with --weights train."),
     click.option(
+        "--code-noise",
+        type=click.FloatRange(0, 1),
+        default=0.0,
+        show_default=True,
+        metavar="SHARE",
+        help="Noise added to codes before t sees them, of each channel's deviation; samples are decoded with it.",
+    ),
+    click.option(
         "--refits",
         type=click.IntRange(min=0),
         default=0,

@@ -60,6 +60,7 @@ class FitOptions:
     autoencoder_steps: int | None = None
     concept_steps: int | None = None
     classifier_steps: int | None = None
+    code_noise: float = 0.0
     refits: int = 0
     image_metrics: list[str] = field(default_factory=list)
     seed: int = 0
@@ -164,7 +165,9 @@ def choose(options: FitOptions, manager: PluginManager) -> Choice:
         data,
         reads_folder,
         draws,
-        preset(options.preset or (EMBEDDED_PRESET if data == EMBEDDED else "default")),
+        preset(options.preset or (EMBEDDED_PRESET if data == EMBEDDED else "default")).replace(
+            code_noise=options.code_noise
+        ),
         tuple(notes),
     )
 
