@@ -23,6 +23,8 @@ _DOUBLE = 2
 def beyond_steps(parts: Parts, row: dict[str, Tensor], rows: int | None, held_out: int | None) -> int:
     """Return the bytes that the hungriest moment of a fit takes for a while, besides weights and cached rows.
 
+    The network that compares pictures is not in it: it gets as many in measuring as in a step.
+
     Args:
         parts: What the fit works with.
         row: What is cached of some images.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -81,12 +82,20 @@ class Paces:
         if not steps:
             return 0.0
         if stage == "autoencoder":
-            step = autoencoder_step(self.parts)
-        elif stage == "e":
-            step = concept_step(self.parts)
-        else:
-            step = flow_step(self.parts, cast(Tensor, z))
+            return self._seconds_of_autoencoder(steps)
+        step = concept_step(self.parts) if stage == "e" else flow_step(self.parts, cast(Tensor, z))
         return steps * self._measure(stage, step, steps)
+
+    def _seconds_of_autoencoder(self, steps: int) -> float:
+        """Return the estimated seconds of so many steps, of which a discriminator takes part in the last only."""
+        shape = self.parts.trained_by
+        if shape is None or not shape.discriminator:
+            return steps * self._measure("autoencoder", autoencoder_step(self.parts), steps)
+        alone = math.ceil(shape.discriminator_start * steps)  # `AutoencoderLoss` looks at step / steps
+        both = self._measure("autoencoder", autoencoder_step(self.parts), steps)
+        with using_threads(self.threads["autoencoder"]):
+            first = _time(autoencoder_step(self.parts, progress=0.0), self.parts.device) if alone else 0.0
+        return alone * first + (steps - alone) * both
 
     def steps(self, stage: str) -> int:
         """Return the steps of a stage of training."""
@@ -205,15 +214,20 @@ def _threads(threads: dict[str, int]) -> str:
 # ---- a training step of each stage, on copies
 
 
-def autoencoder_step(parts: Parts) -> Callable[[], None]:
-    """Return a function that takes one training step of a copy of the autoencoder."""
+def autoencoder_step(parts: Parts, progress: float = 1.0) -> Callable[[], None]:
+    """Return a function that takes one training step of a copy of the autoencoder.
+
+    Args:
+        parts: What the step works with.
+        progress: Share of the training that is done: a discriminator takes part in the later steps.
+    """
     adapter = parts.adapter
     loss = AutoencoderLoss(cast(TrainableAutoencoder, copy.deepcopy(parts.autoencoder)), parts.metric()).train()
     size = parts.config.autoencoder_training.batch_size
     images = torch.zeros(size, adapter.channels, adapter.image_size, adapter.image_size, dtype=torch.uint8)
     images.random_(0, 256, generator=torch.Generator().manual_seed(0))
     noise = torch.zeros(size, parts.config.latent_dim)
-    more = () if loss.discriminator is None else (torch.tensor(1.0),)  # a step of the later, longer ones
+    more = () if loss.discriminator is None else (torch.tensor(progress),)
     fabric = fabric_for(parts.device, parts.precision)
     module, optimizer = fabric.setup(loss, torch.optim.Adam(loss.parameters(), fused=True))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from posthoc_inn.progress import Reporter
 from posthoc_inn.protocols import ConceptSource
 from posthoc_inn.rows.cache import DEFAULT_BUDGET
 from posthoc_inn.training.precision import choose_device, choose_precision
+from posthoc_inn.training.tasks import compared_rows
 
 FEWEST = 1_000
 """Images read of a stream without a known length, however few steps there are."""
@@ -419,10 +419,8 @@ def prepare(
     metric = parts.metric()
     if metric is not None:
         batch = config.autoencoder_training.batch_size
-        share = 1.0 if trained_by is None else trained_by.perceptual_share
+        rows = compared_rows(trained_by or autoencoder.config, batch)
         layers = f" at {', '.join(metric.layers)}," if metric.layers else ""
-        reporter.note(
-            f"pictures are compared by {metric.name} too,{layers} {math.ceil(share * batch)} of the {batch} of a step"
-        )
+        reporter.note(f"pictures are compared by {metric.name} too,{layers} {rows} of the {batch} of a step")
     check_refits(request.refits, parts.flow)
     return Fit(parts, request, reporter=reporter, budget=budget)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from posthoc_inn.autoencoders import GaussianAutoencoder, TrainableAutoencoder
 from posthoc_inn.autoencoders.gaussian import Metric
+from posthoc_inn.config import AutoencoderConfig
 from posthoc_inn.errors import DataError
 from posthoc_inn.flows import ConditionalFlow, without_dropout
 from posthoc_inn.objectives import flow_nll, interaction_variance
@@ -62,14 +63,16 @@ class AutoencoderLoss(nn.Module):
         autoencoder: E and D; with a metric or a discriminator one of the framework's own, `GaussianAutoencoder`. Its
             configuration says how both are weighted.
         metric: Perceptual distance that is added to the squared error. Its network is frozen, and no part of this.
+        together: Pictures that the metric gets at a time where nothing is trained, as many as in a step: the maps of
+            its network are far larger than pictures, and a fit's plan has seen those of a step.
     """
 
     metric: Metric | None
 
-    def __init__(self, autoencoder: TrainableAutoencoder, metric: Metric | None = None) -> None:
+    def __init__(self, autoencoder: TrainableAutoencoder, metric: Metric | None = None, together: int = 16) -> None:
         super().__init__()
         config = autoencoder.config
-        self.autoencoder = autoencoder
+        self.autoencoder, self._together = autoencoder, together
         # Not a module of this one, even if it should be a module: it is neither trained nor saved.
         self.__dict__["metric"] = None if metric is None else functools.partial(self._distance, metric)
         self.discriminator: PatchDiscriminator | None = None
@@ -79,11 +82,13 @@ class AutoencoderLoss(nn.Module):
             )
 
     def _distance(self, metric: Metric, pictures: Tensor, images: Tensor) -> Tensor:
-        config = self.autoencoder.config
-        # Rows of a batch are in random order: the first are as good as any.
-        share = config.perceptual_share if self.training else 1.0
-        rows = math.ceil((share or 1.0) * len(images))
-        return config.perceptual_weight * metric(pictures[:rows], images[:rows])
+        weight = self.autoencoder.config.perceptual_weight
+        if self.training:
+            # Rows of a batch are in random order: the first are as good as any.
+            rows = compared_rows(self.autoencoder.config, len(images))
+            return weight * metric(pictures[:rows], images[:rows])
+        pairs = zip(pictures.split(self._together), images.split(self._together), strict=True)
+        return weight * torch.stack([metric(a, b) * len(a) for a, b in pairs]).sum() / len(images)
 
     def _more(self) -> tuple[Any, ...]:
         # Autoencoders of others take no metric, and never get one.
@@ -109,6 +114,11 @@ class AutoencoderLoss(nn.Module):
         weight = adaptive_weight(loss, adversarial, cast(Tensor, autoencoder.last_layer.weight))
         own = hinge(self.discriminator(real), self.discriminator(fake.detach()))
         return loss + config.discriminator * weight * adversarial + own
+
+
+def compared_rows(config: AutoencoderConfig, batch_size: int) -> int:
+    """Return how many pictures of a batch are compared by a metric in training."""
+    return math.ceil((config.perceptual_share or 1.0) * batch_size)
 
 
 def _no_distance(pictures: Tensor, images: Tensor) -> Tensor:
@@ -148,7 +158,7 @@ class AutoencoderTask:
         steps: int = 1,
     ) -> None:
         self.autoencoder = autoencoder
-        self.module = AutoencoderLoss(autoencoder, metric)
+        self.module = AutoencoderLoss(autoencoder, metric, compared_rows(autoencoder.config, batch_size))
         self.keeps_last, self._steps = self.module.discriminator is not None, steps
         self._images = [cache["images"] for cache in (train, extra) if cache is not None]
         self._held_out = held_out
@@ -170,7 +180,7 @@ class AutoencoderTask:
         generator = torch.Generator().manual_seed(0)
         totals: dict[str, float] = {}
         count = 0
-        # The maps of a network that compares pictures are far larger than the pictures, and take far longer.
+        # A network that compares pictures takes far longer than the autoencoder.
         together, most = (500, 5000) if self.module.metric is None else (100, 1000)
         for (images,) in self._held_out.batches(together, "images"):
             if count >= most:

@@ -155,7 +155,7 @@ def test_in_training_a_share_of_the_batch_is_compared():
     assert len(seen[1][0]) == len(seen[1][1]) == 8
 
 
-def test_held_out_pictures_are_compared_a_hundred_at_a_time_and_a_thousand_in_all():
+def test_a_thousand_held_out_pictures_are_compared_as_many_at_a_time_as_in_a_step():
     seen = []
 
     def metric(pictures, images):
@@ -163,13 +163,23 @@ def test_held_out_pictures_are_compared_a_hundred_at_a_time_and_a_thousand_in_al
         return (pictures - images).square().mean()
 
     cache = Cache()
-    cache.append(images=torch.zeros(1250, 3, 28, 28, dtype=torch.uint8))
-    autoencoder = ConvAutoencoder(AutoencoderConfig(latent_dim=2, width=1))
-    task = AutoencoderTask(autoencoder, cache, cache, batch_size=4, seed=0, metric=metric)
+    some = torch.randint(0, 256, (1250, 3, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    cache.append(images=some)
+    config = AutoencoderConfig(latent_dim=2, width=1, perceptual_share=0.3, perceptual_weight=0.7)
+    task = AutoencoderTask(ConvAutoencoder(config), cache, cache, batch_size=100, seed=0, metric=metric)
+    generator = torch.Generator().manual_seed(0)
+    task.module.train()
+    with torch.no_grad():
+        task.module(*task.batch(0, generator))
+    in_a_step = seen.pop()
     task.module.eval()
     with torch.no_grad():
         task.held_out()
-    assert seen == [100] * 10
+        assert (in_a_step, sum(seen), max(seen)) == (30, 1000, 30)
+        # The mean over parts, of which the last is smaller, is that over all.
+        figures = task.module.figures(some[:100], torch.zeros(100, 2))
+    expected = 0.7 * (figures["pictures"] - some[:100] / 255).square().mean()
+    torch.testing.assert_close(figures["distance"], expected)
 
 
 def test_its_network_is_neither_trained_nor_saved_nor_switched_to_training():
