@@ -168,6 +168,7 @@ FITS = st.builds(
     context_channels=whole(0, 4096),
     flow_on_concepts=st.booleans(),
     interaction_weight=real(0, 1e6),
+    code_noise=real(0, 1),
     linear_fallback=st.booleans(),
 )
 CONFIGS = st.one_of(image_specs(), FLOWS, CONDITIONERS, AUTOENCODERS, MAPS, TRAININGS, CONCEPTS, FITS)

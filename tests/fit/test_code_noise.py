@@ -10,9 +10,11 @@ from small_parts import SPEC, TINY, network_with_state
 
 from posthoc_inn import Interpreter
 from posthoc_inn.cli.fit.command import command
+from posthoc_inn.cli.fit.options import FitOptions, choose, command_line
 from posthoc_inn.config import AutoencoderConfig, preset
 from posthoc_inn.errors import BundleError, ConfigError, TrainingError
 from posthoc_inn.objectives import drawn, flow_nll
+from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.report.fitted import _network_settings
 from posthoc_inn.rows.code_noise import CodeNoise
 from posthoc_inn.training.tasks import flow_nats
@@ -160,6 +162,10 @@ def test_a_plan_tells_of_it_and_wrong_shares_are_refused():
     assert any("codes with noise of 0.1 of each channel's deviation" in line for line in lines)
     with pytest.raises(ConfigError, match=r"code_noise must be in \[0, 1\], got 3"):
         preset("default").replace(code_noise=3)
+    options = FitOptions(code_noise=0.2)
+    assert choose(options, get_plugin_manager()).config.code_noise == 0.2
+    assert choose(FitOptions(), get_plugin_manager()).config.code_noise == 0.0
+    assert "--code-noise 0.2" in command_line(options)
     answer = CliRunner().invoke(command, ["--code-noise", "3"])
     assert answer.exit_code == 2
     assert "'--code-noise'" in answer.output
