@@ -108,23 +108,23 @@ def test_vectors_and_a_configuration_that_says_no_are_trained_by_squared_error()
 
 
 def operations_of(module, run):
-    """Multiplications and additions of the convolutions that `run` calls, from their inputs, outputs and weights."""
+    """Multiplications and additions of the convolutions that `run` calls, and 60 for each value that a layer writes."""
     found = []
 
     def count(layer, args, output):
-        places = args[0] if isinstance(layer, nn.ConvTranspose2d) else output
-        found.append(2 * places.numel() // places.shape[1] * layer.weight.numel())
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            places = args[0] if isinstance(layer, nn.ConvTranspose2d) else output
+            found.append(2 * places.numel() // places.shape[1] * layer.weight.numel())
+        found.append(60 * output.numel())
 
-    handles = [
-        m.register_forward_hook(count) for m in module.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))
-    ]
+    handles = [m.register_forward_hook(count) for m in module.modules() if not list(m.children())]
     run()
     for handle in handles:
         handle.remove()
     return sum(found)
 
 
-@pytest.mark.parametrize("width", [4, 250, 400])
+@pytest.mark.parametrize("width", [4, 300, 500])
 def test_the_share_of_a_batch_costs_half_of_what_the_autoencoder_does_by_operations(width):
     wanted = AutoencoderConfig.of_map(32, width=16)
     config, _, fit = prepared(convolutional(width), "4", autoencoder=wanted)
@@ -132,7 +132,7 @@ def test_the_share_of_a_batch_costs_half_of_what_the_autoencoder_does_by_operati
     own = operations_of(autoencoder, lambda: autoencoder.decode(autoencoder.encode(image)[0]))
     seen = convolutional(width)[:4]  # what is compared ends there
     share = min(0.25, 0.5 * own / operations_of(seen, lambda: seen(image)))
-    assert config.perceptual_share == pytest.approx(max(1 / 64, share), abs=1 / 64)
+    assert config.perceptual_share == pytest.approx(max(1 / 64, share), rel=0.2, abs=1 / 64)
     assert (config.perceptual_share == 0.25) == (width == 4)
     kept = prepared(convolutional(width), "4", autoencoder=wanted.replace(perceptual_share=0.5))[0]
     assert kept.perceptual_share == 0.5
