@@ -149,8 +149,7 @@ def _operations(run: Callable[[], object]) -> int:
         run()
     with _Written() as written:
         run()
-    products: int = counter.get_total_flops()
-    return products + WRITTEN * written.count
+    return int(counter.get_total_flops()) + int(WRITTEN * written.count)
 
 
 def make_metric(
