@@ -71,7 +71,7 @@ def _shape(flow: FlowConfig) -> str:
     """Return the shape of t in words."""
     if flow.coupling is None:
         return "linear Gaussian, in closed form"
-    first = "linear Gaussian, then " if flow.is_linear_first else ""
+    first = "linear Gaussian, then " * flow.is_linear_first + "the picture in z, then " * flow.is_pictures_first
     return f"{first}{flow.blocks} blocks of {_code(flow.coupling)} couplings, width {flow.width}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -35,6 +35,7 @@ from posthoc_inn.bundle.record import AutoencoderRecord, Bundle, Document, parse
 from posthoc_inn.bundle.tensors import TensorFile, TensorSpec, read_tensors
 from posthoc_inn.config import AutoencoderConfig
 from posthoc_inn.errors import BundleError, shown
+from posthoc_inn.flows.pictures import Encoder
 from posthoc_inn.weights import fingerprint
 
 PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin", ".joblib")
@@ -96,6 +97,8 @@ def load_bundle(path: str | Path, autoencoder: nn.Module | None = None) -> Bundl
         concepts = filled(lambda: build_concepts(record), tensors, CONCEPTS, "e", directory)
         if not concepts.flow.is_initialized:
             raise BundleError(f"The e of the bundle {directory} was never fitted: its flags say so. Save it anew.")
+    if flow.pictures is not None:
+        flow.set_encoder(cast(Encoder, autoencoder))
     world = None if sizes is None else build_world(sizes, tensors, document.z_shape, directory)
     if document.is_flow_on_concepts and concepts is not None:
         flow.set_base(concepts.flow)

@@ -23,7 +23,7 @@ from posthoc_inn.rows.world import World
 from posthoc_inn.weights import describe_tensors, fingerprint
 
 FORMAT = "posthoc-inn-bundle"
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda data: {**data, "concepts": None, "is_flow_on_concepts": False},  # format 1 knew no e
     2: lambda data: {**data, "concepts": data.get("concepts") and {**data["concepts"], "aligned": False}},
@@ -31,6 +31,7 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     # format 4 kept no correlations and deviations of e's factors
     4: lambda data: {**data, "concepts": data.get("concepts") and {**data["concepts"], "is_measured": False}},
     5: lambda data: data,  # format 5 knew vectors and central squares alone, which is what missing keys say
+    6: lambda data: data,  # format 6 knew no t that starts from the picture in z
 }
 """From each older version of bundle.json to the next one."""
 MAX_TEXT = 1000
@@ -308,6 +309,11 @@ class Document(Config):
             (self.flow.dim == latent.latent_dim, "the flow's dim differs from the autoencoder's latent_dim"),
             (pictures.image_size == latent.size, "image_size differs between adapter and autoencoder"),
             (pictures.channels == latent.channels, "channels differs between adapter and autoencoder"),
+            (
+                not self.flow.is_pictures_first
+                or self.conditioner.picture_shape == (latent.channels, latent.size, latent.size),
+                "the pictures that t looks for in z are not the autoencoder's",
+            ),
         ):
             problems.check(is_good, text)
         if self.concepts is not None:

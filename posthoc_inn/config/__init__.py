@@ -7,6 +7,7 @@ from posthoc_inn.config.base import Config
 from posthoc_inn.config.parts import (
     LINEAR,
     MAX_DIM,
+    PICTURES,
     Activation,
     ConceptConfig,
     ConditionerConfig,
@@ -20,6 +21,7 @@ from posthoc_inn.config.presets import PRESETS, preset, preset_names
 
 __all__ = [
     "LINEAR",
+    "PICTURES",
     "MAX_DIM",
     "PRESETS",
     "Activation",

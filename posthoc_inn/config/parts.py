@@ -11,6 +11,8 @@ from posthoc_inn.errors import Problems
 
 LINEAR = "linear"
 """The kind of flow without couplings."""
+PICTURES = "pictures"
+"""What the kind of a t starts with that first looks for the picture in z."""
 MAX_DIM = 1 << 20
 """No width, dimension or count of channels above this is believed, so that a file cannot ask for terabytes."""
 
@@ -61,7 +63,8 @@ class FlowConfig(Config):
         context_dim: Width of the context; 0 for an unconditional flow (e).
         kind: Registered kind: the coupling "affine" or "spline", "conv" or "transformer", which see places, or one of a
             plugin's; "linear", for t alone, the linear Gaussian in closed form, without any couplings; "linear+" and
-            a coupling: couplings on what it leaves.
+            a coupling: couplings on what it leaves; "pictures+" and a coupling: likewise, the Gaussian being linear in
+            what the encoder says of the picture that a network finds in z.
         blocks: Blocks of actnorm, two couplings and a permutation.
         width: Hidden width of the subnets.
         depth: Hidden layers of the subnets; h_d of tab. S10 counts the layers between them, so it is one less.
@@ -134,6 +137,15 @@ class FlowConfig(Config):
         return self.kind == LINEAR or self.kind.startswith(f"{LINEAR}+")
 
     @property
+    def is_pictures_first(self) -> bool:
+        """Whether t starts with what the encoder says of the picture that z shows.
+
+        >>> FlowConfig(dim=4).is_pictures_first, FlowConfig(dim=4, kind="pictures+affine").is_pictures_first
+        (False, True)
+        """
+        return self.kind.startswith(f"{PICTURES}+")
+
+    @property
     def told(self) -> str:
         """Its shape in words.
 
@@ -142,7 +154,8 @@ class FlowConfig(Config):
         """
         if self.coupling is None:
             return "linear Gaussian, in closed form"
-        return f"{'linear Gaussian, then ' * self.is_linear_first}{self.blocks} blocks of width {self.width}"
+        first = "linear Gaussian, then " * self.is_linear_first + "the picture in z, then " * self.is_pictures_first
+        return f"{first}{self.blocks} blocks of width {self.width}"
 
     @property
     def coupling(self) -> str | None:
@@ -151,7 +164,10 @@ class FlowConfig(Config):
         >>> FlowConfig(dim=4, kind="linear+spline").coupling, FlowConfig(dim=4, kind="linear").coupling
         ('spline', None)
         """
-        return None if self.kind == LINEAR else self.kind.removeprefix(f"{LINEAR}+")
+        if self.kind == LINEAR:
+            return None
+        first, plus, rest = self.kind.partition("+")
+        return rest if plus and first in (LINEAR, PICTURES) else self.kind
 
 
 @dataclass(frozen=True)
@@ -169,6 +185,8 @@ class ConditionerConfig(Config):
             saved is the cost of maps with a thousand channels.
         map_channels: Channels of the context that keep places, where z has places (`grid`): the last of its values.
         map_size: h and w of these places, which are the code's.
+        picture_shape: C, S, S of the pictures that are looked for in z, which has places; empty where none are.
+        picture_width: Channels of the network that looks for them.
         seed: Seed of the initial weights.
     """
 
@@ -181,9 +199,18 @@ class ConditionerConfig(Config):
     reduced: int = 0
     map_channels: int = 0
     map_size: tuple[int, ...] = ()
+    picture_shape: tuple[int, ...] = ()
+    picture_width: int = 32
     seed: int = 0
 
     def _check(self, problems: Problems) -> None:
+        shape = self.picture_shape
+        problems.check(
+            not shape or (self.grid is not None and len(shape) == 3 and min(shape) >= 1 and max(shape) <= 4096),
+            f"a picture_shape (C, S, S), of up to 4096 pixels a side, needs a z with places; got {shape} and z "
+            f"{self.z_shape}",
+        )
+        problems.check(1 <= self.picture_width <= 4096, f"picture_width must be 1 to 4096, got {self.picture_width}")
         problems.check(
             self.map_channels == 0 or (self.grid is not None and len(self.map_size) == 2 and min(self.map_size) >= 1),
             f"{self.map_channels} map_channels need a z with places and a map_size (h, w), got {self.z_shape} and "
@@ -359,6 +386,10 @@ class FitConfig(Config):
         code_noise: Noise that codes get besides the encoder's own before t (and e) see them, as a share of each
             channel's standard deviation over the training images; 0 for none. Samples then are decoded with it, and
             held-out nats are those of codes with it: they are not to be compared with those of another share.
+        pictures: Whether t may start from the picture that z shows (of a kind such as "pictures+affine"): "auto", where
+            z has places and as many values as a picture, and a network that is trained to find the picture in z
+            explains most of the code of held-out images; or "never".
+        picture_training: How that network is trained.
         linear_fallback: Use the linear t, which is fitted in seconds beside every t, where t is worse than it on
             held-out images by more than the standard error.
     """
@@ -381,6 +412,8 @@ class FitConfig(Config):
     flow_on_concepts: bool = False
     interaction_weight: float = 0.0
     code_noise: float = 0.0
+    pictures: Literal["auto", "never"] = "auto"
+    picture_training: TrainConfig = TrainConfig(steps=400, batch_size=64, lr=2e-3, clip=1.0, eval_every=100, patience=0)
     linear_fallback: bool = True
 
     def _check(self, problems: Problems) -> None:
@@ -412,5 +445,6 @@ class FitConfig(Config):
         return self.replace(
             flow=self.flow.replace(seed=seed),
             autoencoder_training=self.autoencoder_training.replace(seed=derived(seed, "autoencoder")),
+            picture_training=self.picture_training.replace(seed=derived(seed, "pictures")),
             flow_training=self.flow_training.replace(seed=derived(seed, "t")),
         )

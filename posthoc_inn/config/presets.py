@@ -35,7 +35,7 @@ def _preset(
     activation: Activation = "silu",
     kind: str = "affine",
     concepts: ConceptConfig = _CONCEPTS,
-    **maps: Any,
+    **more: Any,
 ) -> FitConfig:
     flow = FlowConfig(
         dim=dim,
@@ -59,7 +59,7 @@ def _preset(
         autoencoder_training=autoencoder,
         flow_training=training,
         concepts=concepts,
-        **maps,
+        **more,
     )
 
 
@@ -69,6 +69,7 @@ _PAPER: dict[str, Any] = {
     "separate_nets": True,
     "training": _PAPER_TRAINING,
     "activation": "leaky_relu",
+    "pictures": "never",
     "concepts": ConceptConfig(learn_rho=False, dropout=0.05),
 }
 PRESETS: dict[str, FitConfig] = {

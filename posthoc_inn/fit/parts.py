@@ -48,6 +48,7 @@ class Parts:
         prediction: What the model's prediction is; None before that was looked at.
         code_noise: Noise that codes got besides the encoder's own; None for none, and before the images were encoded.
         trained_by: The configuration that says by which image metric the autoencoder is trained; None where it is not.
+        tries_pictures: Whether t starts from the picture in z only if that proves to be there.
     """
 
     extractor: LayerExtractor
@@ -65,6 +66,7 @@ class Parts:
     prediction: Recognised | None = None
     trained_by: AutoencoderConfig | None = None
     code_noise: CodeNoise | None = None
+    tries_pictures: bool = False
 
     def metric(self) -> Distance | None:
         """Return the perceptual distance that the autoencoder is trained by, of the model's weights as they are now."""
@@ -138,13 +140,15 @@ def make_flow(
     z_shape: tuple[int, ...],
     concept_model: ConceptModel | None,
     latent_shape: tuple[int, ...] = (),
+    picture_shape: tuple[int, ...] = (),
 ) -> ConditionalFlow:
     """Return an untrained t for z of shape (B, *z_shape), on the factors of a trained e where there is one.
 
     Where the code is a map, `latent_shape` (C, h, w), the couplings see places, and z has places, the context has
-    places too.
+    places too. Of a kind that starts from the picture in z, that is one of `picture_shape` (C, S, S).
 
     Raises:
+        ConfigError: There are no places in z to find a picture at.
         UnknownNameError: Nobody registers the coupling that `config` names.
         PluginError: It comes with a plugin that is broken.
     """
@@ -156,6 +160,7 @@ def make_flow(
         depth=config.conditioner_depth,
         dropout=shape.dropout,
         reduced=REDUCED,
+        picture_shape=picture_shape if shape.is_pictures_first else (),
         seed=shape.seed,
     )
     if len(latent_shape) == 3:

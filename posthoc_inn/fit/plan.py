@@ -18,7 +18,9 @@ from posthoc_inn.fit.concepts import build_factor_flow
 from posthoc_inn.fit.linear import linear_seconds
 from posthoc_inn.fit.memory import beyond_steps
 from posthoc_inn.fit.parts import Parts
+from posthoc_inn.fit.pictures import ENOUGH, PictureLoss
 from posthoc_inn.flows import set_compute_dtype
+from posthoc_inn.flows.pictures import PictureNet
 from posthoc_inn.rows.reader import RowReader
 from posthoc_inn.training.factors import FactorLoss
 from posthoc_inn.training.precision import fabric_for
@@ -64,8 +66,8 @@ class Paces:
         """Settle on the number of threads of a stage that is long enough, unless that is done.
 
         Args:
-            stage: "features", "autoencoder", "latents" (which are too short to be timed), "e" or "t".
-            z: For t: some features, (B, *z_shape).
+            stage: "features", "autoencoder", "latents" (which are too short to be timed), "e", "pictures" or "t".
+            z: For pictures and t: some features, (B, *z_shape).
         """
         if stage in self.threads or stage == "latents":
             return
@@ -83,7 +85,12 @@ class Paces:
             return 0.0
         if stage == "autoencoder":
             return self._seconds_of_autoencoder(steps)
-        step = concept_step(self.parts) if stage == "e" else flow_step(self.parts, cast(Tensor, z))
+        if stage == "e":
+            step = concept_step(self.parts)
+        elif stage == "pictures":
+            step = picture_step(self.parts, cast(Tensor, z))
+        else:
+            step = flow_step(self.parts, cast(Tensor, z))
         return steps * self._measure(stage, step, steps)
 
     def _seconds_of_autoencoder(self, steps: int) -> float:
@@ -103,6 +110,7 @@ class Paces:
         by_stage = {
             "autoencoder": config.autoencoder_training,
             "e": config.concepts.training,
+            "pictures": config.picture_training,
             "t": config.flow_training,
         }
         if stage == "t" and not self.parts.flow.is_trained:
@@ -139,6 +147,8 @@ def make_plan(parts: Parts, paces: Paces, draws: int, refits: int = 0) -> Plan:
         seconds["autoencoder"] = paces.seconds_of("autoencoder")
     if parts.concepts is not None and parts.concepts.space == "z_bar":
         seconds["e"] = paces.seconds_of("e")
+    if parts.flow.pictures is not None:
+        seconds["pictures"] = paces.seconds_of("pictures", row["z"])
     of_t = paces.seconds_of("t", row["z"])
     seconds["t"] = of_t + linear_seconds(parts.flow, row["z"], rows or 0)
     if refits:
@@ -192,6 +202,12 @@ def _described(parts: Parts) -> list[str]:
         lines.append(
             f"e            {names}: {config.concepts.blocks} blocks of width {config.concepts.width}, "
             f"{config.concepts.training.steps:,} steps of {config.concepts.training.batch_size} pairs"
+        )
+    if parts.flow.pictures is not None:
+        lines.append(
+            f"pictures     z may show them: a network finds them, {config.picture_training.steps:,} steps of "
+            f"{config.picture_training.batch_size}; t starts from them"
+            + (f" where they explain {100 * ENOUGH:.0f} % of the code" if parts.tries_pictures else "")
         )
     t = f"t            preset {config.preset}: {config.flow.told}"
     if parts.flow.is_trained:
@@ -254,6 +270,28 @@ def concept_step(parts: Parts) -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad()
         loss(a, b, shared).backward()
+        optimizer.step()
+
+    return step
+
+
+def picture_step(parts: Parts, z: Tensor) -> Callable[[], None]:
+    """Return a function that takes one step of training what finds pictures in features z (B, *z_shape)."""
+    flow = copy.deepcopy(parts.flow)
+    size, dim, shape = parts.config.picture_training.batch_size, parts.config.latent_dim, parts.flow.picture_shape
+    z = z.float().repeat(-(-size // len(z)), *([1] * (z.ndim - 1)))[:size].to(parts.device)
+    flow.conditioner.fit_standardization([z])
+    cast(PictureNet, flow.pictures).learn(True)
+    loss = PictureLoss(flow, torch.ones(dim, device=parts.device)).train()
+    images = torch.zeros(size, *shape, dtype=torch.uint8, device=parts.device)
+    mean = torch.zeros(size, dim, device=parts.device)
+    fabric = fabric_for(parts.device, "32")
+    trained = [p for p in loss.parameters() if p.requires_grad]
+    module, optimizer = fabric.setup(loss, torch.optim.Adam(trained, fused=True))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        fabric.backward(module(z, images, mean))
         optimizer.step()
 
     return step

@@ -21,6 +21,7 @@ from posthoc_inn.fit.binding import ConceptRequest, check_placed
 from posthoc_inn.fit.drawing import with_draws
 from posthoc_inn.fit.metric import check_trainable, settled, without_directory
 from posthoc_inn.fit.parts import Parts, make_flow
+from posthoc_inn.fit.pictures import with_pictures
 from posthoc_inn.fit.refits import check_refits
 from posthoc_inn.fit.request import FitRequest, Subject
 from posthoc_inn.fit.stages import Fit
@@ -401,20 +402,26 @@ def prepare(
         length=source.length,
         seed=subject.seed,
     )
+    picture_shape = autoencoder.config.channels, autoencoder.config.size, autoencoder.config.size
+    tried = with_pictures(config, autoencoder, probe.z_shape, picture_shape)
+    concept_model = subject.concept_model if wanted is None else None
+    flow = make_flow(tried or config, probe.z_shape, concept_model, shape, picture_shape)
+    flow.set_encoder(autoencoder if flow.pictures is not None else None)
     parts = Parts(
         extractor=subject.extractor,
         adapter=adapter,
         probe=probe,
         autoencoder=autoencoder,
         autoencoder_is_fitted=trained_by is None,
-        flow=make_flow(config, probe.z_shape, subject.concept_model if wanted is None else None, shape),
-        config=config,
+        flow=flow,
+        config=tried or config,
         data=source,
         held_out=kept,
         device=device,
         precision=choose_precision(subject.precision, device),
         concepts=wanted,
         trained_by=trained_by,
+        tries_pictures=tried is not None,
     )
     metric = parts.metric()
     if metric is not None:

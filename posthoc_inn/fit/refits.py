@@ -37,7 +37,12 @@ def reseeded(parts: Parts, trained: ConditionalFlow, number: int) -> Parts:
         flow=config.flow.replace(seed=seed),
         flow_training=config.flow_training.replace(seed=derived(seed, "t")),
     )
-    flow = make_flow(config, parts.probe.z_shape, None, parts.flow.flow.config.latent_shape)
+    shapes = parts.flow.flow.config.latent_shape, parts.flow.picture_shape
+    flow = make_flow(config, parts.probe.z_shape, None, *shapes)
+    if flow.pictures is not None and trained.pictures is not None:
+        # Which picture z shows is no matter of chance: it is looked for once.
+        flow.pictures.load_state_dict(trained.pictures.state_dict())
+        flow.set_encoder(trained.asked())
     if trained.base is not None:
         flow.set_base(trained.base)
     return dataclasses.replace(parts, config=config, flow=flow.to(parts.device))

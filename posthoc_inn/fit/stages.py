@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from posthoc_inn.autoencoders import TrainableAutoencoder, latent_shape_of
-from posthoc_inn.autoencoders.base import CHUNK
 from posthoc_inn.errors import NotFittedError
 from posthoc_inn.files import plain, replace_file, writing
 from posthoc_inn.fit.binding import BoundConcepts, ConceptRequest, bind
@@ -24,6 +22,7 @@ from posthoc_inn.fit.events import stage_finished
 from posthoc_inn.fit.linear import closed_form_history, compare, fit_linear, fitted_linear
 from posthoc_inn.fit.lock import locked
 from posthoc_inn.fit.parts import FitResult, Parts, checkpoint_of
+from posthoc_inn.fit.pictures import find_pictures, judged, standardize
 from posthoc_inn.fit.plan import Paces, Plan, make_plan
 from posthoc_inn.fit.prediction import settle_prediction
 from posthoc_inn.fit.refits import reseeded
@@ -195,10 +194,13 @@ class Fit:
             if parts.learns_concepts and bound.source is not None:
                 parts.flow.set_base(found.model.flow)
         some = train_rows["z"].rows(torch.arange(min(len(train_rows), config.flow_training.batch_size)))
+        if parts.flow.pictures is not None:
+            self._trained("pictures", lambda: self._find_pictures(train_rows, selection), z=some)
+            self._keep_pictures(selection)
         history = self._trained("t", lambda: self._train_flow(self.parts, train_rows, selection), z=some)
         # Everything after training asks for exact inverses: full precision costs little there.
-        set_compute_dtype(parts.flow, None)
-        trained = parts.flow
+        set_compute_dtype(self.parts.flow, None)
+        trained = self.parts.flow
         linear = self._stage("t", lambda: self._beside_linear(train_rows, selection))
         refits = self._refits(trained, linear, train_rows, selection)
         self._result = FitResult(
@@ -388,13 +390,29 @@ class Fit:
             key=self._key(*([] if metric is None else [metric.net])),
         )
 
+    def _find_pictures(self, rows: Cache, held_out: Cache) -> History:
+        """Train what finds the picture in z."""
+        parts = self.parts
+        self.reporter.stage("pictures", parts.config.picture_training.steps)
+        return find_pictures(
+            parts,
+            rows,
+            held_out,
+            checkpoint=checkpoint_of(self.request.directory, "pictures"),
+            resume=self.request.resume,
+            progress=self._advance,
+            key=self._key(cast(torch.nn.Module, parts.autoencoder)),
+        )
+
+    def _keep_pictures(self, held_out: Cache) -> None:
+        self.parts, note = judged(self.parts, held_out)
+        self.reporter.note(note)
+
     def _train_flow(self, parts: Parts, rows: Cache, held_out: Cache, name: str = "t") -> History:
         flow, config = parts.flow, parts.config.flow_training
         self.reporter.stage(name, config.steps if flow.is_trained else None)
         started = time.perf_counter()
-        flow.conditioner.fit_standardization(
-            (z.to(parts.device) for (z,) in itertools.islice(rows.batches(CHUNK, "z"), 400)), force=True
-        )
+        standardize(flow, rows)
         expected = None if flow.linear is None else fit_linear(flow, rows, held_out, seed=config.seed)
         if not flow.is_trained:
             return closed_form_history(flow.eval(), rows, held_out, time.perf_counter() - started)
@@ -421,7 +439,9 @@ class Fit:
             checkpoint=checkpoint_of(self.request.directory, name.replace(" ", "-")),
             resume=self.request.resume,
             progress=self._advance,
-            key=self._key(cast(torch.nn.Module, parts.autoencoder), *([] if flow.base is None else [flow.base])),
+            key=self._key(
+                cast(torch.nn.Module, parts.autoencoder), *(p for p in (flow.base, flow.pictures) if p is not None)
+            ),
         )
 
     def _beside_linear(self, rows: Cache, held_out: Cache) -> ConditionalFlow:

@@ -18,11 +18,15 @@ from posthoc_inn.flows.factor import FactorFlow
 from posthoc_inn.flows.fast import inverse as fast_inverse
 from posthoc_inn.flows.linear import LinearGaussian
 from posthoc_inn.flows.linear_fit import LinearFit, fit_rows
+from posthoc_inn.flows.pictures import Encoder, PictureNet
 from posthoc_inn.objectives import drawn
 
 Row = tuple[Tensor, Tensor, Tensor]
 """z (B, *z_shape), mean (B, D) and deviation (B, D) of z_bar."""
 
+
+PICTURES_CHUNK = 128
+"""Pictures that are looked for, and encoded, at a time."""
 CONTEXT_CHUNK = 512
 """Representations that are embedded at a time."""
 BASE_CHUNK = 4096
@@ -39,6 +43,11 @@ class ConditionalFlow(nn.Module):
     "linear+affine" the blocks work on what that model leaves, and start as the identity. The context then has (or
     ends with) what the model expects given z, of width D.
 
+    Of a kind such as "pictures+affine" that model is linear in something else: a network finds the picture in z, and
+    the autoencoder's encoder says what z_bar it has. An early layer shows its picture all but whole, and what the
+    encoder took long to learn need not be learned from z anew. What is expected depends on z alone: the density stays
+    exact.
+
     Args:
         flow: Shape of t; its `context_dim` is that of H.
         conditioner: Shape of H.
@@ -48,6 +57,7 @@ class ConditionalFlow(nn.Module):
     Attributes:
         base: e, or None.
         linear: The linear Gaussian model that t starts with, or None.
+        pictures: The network that finds the picture in z, or None.
 
     Raises:
         ConfigError: The two configurations disagree about the width of the context, or of the latents.
@@ -81,7 +91,11 @@ class ConditionalFlow(nn.Module):
                 f"{conditioner.context_dim}; give both the same context_dim."
             )
         self.conditioner = Standardization(conditioner) if flow.coupling is None else Conditioner(conditioner)
-        self.linear = LinearGaussian(flow.dim, conditioner.z_shape) if flow.is_linear_first else None
+        self.pictures = PictureNet(conditioner).requires_grad_(False) if flow.is_pictures_first else None
+        self.linear: LinearGaussian | None = None
+        if flow.is_linear_first or flow.is_pictures_first:
+            self.linear = LinearGaussian(flow.dim, conditioner.z_shape if flow.is_linear_first else (flow.dim,))
+        self.set_encoder(None)
         self.flow = CouplingFlow(flow, coupling=coupling)
         self.base: FactorFlow | None = None
         if base is not None:
@@ -106,11 +120,19 @@ class ConditionalFlow(nn.Module):
             raise NotFittedError("e was never fitted: fit it before t is to work on its factors.")
         self.base = base.requires_grad_(False).eval()
 
+    def set_encoder(self, encoder: Encoder | None) -> None:
+        """Tell t whose latents it is for, where it starts from pictures: the autoencoder, trained, which it shares.
+
+        It is no part of t: neither trained, moved nor saved with it.
+        """
+        self.__dict__["_encoder"] = encoder
+
     def train(self, mode: bool = True) -> Self:
         """Switch between training and use, as any module does; e stays as it is in use."""
         super().train(mode)
-        if self.base is not None:
-            self.base.eval()
+        for part in (self.base, self.pictures):
+            if part is not None:
+                part.eval()
         return self
 
     @property
@@ -151,9 +173,62 @@ class ConditionalFlow(nn.Module):
             parts.append(expected.to(self.linear.mean))
         elif self.linear is not None:
             lead = z.shape[: z.ndim - len(self.conditioner.config.z_shape)]
-            rows = self.conditioner.standardize(z).reshape(-1, *self.conditioner.config.z_shape)
-            parts.append(self.linear.expected(rows).reshape(*lead, -1))
+            rows = z.reshape(-1, *self.conditioner.config.z_shape)
+            parts.append(self.linear.expected_of(self.linear_features(rows)).reshape(*lead, -1))
         return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+    def linear_features(self, z: Tensor) -> Tensor:
+        """Return what t's linear model is linear in, (B, P), for z (B, *z_shape), which is not standardised.
+
+        Raises:
+            ConfigError: This t has no linear model.
+            NotFittedError: The standardisation of z was not fitted, or it was not told which encoder to ask.
+            ShapeError: z has another shape.
+        """
+        linear = self._its_linear()
+        if self.pictures is None:
+            return linear.features(self.conditioner.standardize(z))
+        # Nothing here is trained with t: without a gradient of z there is none.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and z.requires_grad):
+            mean = self.from_pictures(z).to(linear.weight)
+            return mean if self.base is None else torch.cat(self.base(mean)[0], dim=-1)
+
+    def from_pictures(self, z: Tensor) -> Tensor:
+        """Return the encoder's mean of z_bar, (B, D), for the pictures found in z (B, *z_shape).
+
+        Raises:
+            ConfigError: This t does not look for pictures.
+            NotFittedError: The standardisation of z was not fitted, or it was not told which encoder to ask.
+            ShapeError: z has another shape.
+        """
+        if self.pictures is None:
+            raise ConfigError(f"A t of the kind {self.flow.config.kind!r} does not look for pictures in z.")
+        # A few at a time: pictures are larger than what is made of them.
+        parts = z.split(PICTURES_CHUNK) if len(z) else (z,)
+        encode = self.asked().encode
+        shown = (self.pictures(self.conditioner.standardize(part)) for part in parts)
+        return torch.cat([encode(pictures)[0] for pictures in shown])
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """C, S, S of the pictures that are looked for in z; empty where none are."""
+        return self.conditioner.config.picture_shape
+
+    def asked(self) -> Encoder:
+        """Return the encoder that was told with `set_encoder`.
+
+        Raises:
+            NotFittedError: None was.
+        """
+        found: Encoder | None = self.__dict__["_encoder"]
+        if found is None:
+            raise NotFittedError("This t looks for pictures in z, and has no encoder to ask: call set_encoder first.")
+        return found
+
+    def _its_linear(self) -> LinearGaussian:
+        if self.linear is None:
+            raise ConfigError(f"A t of the kind {self.flow.config.kind!r} has no linear model; use a kind that has.")
+        return self.linear
 
     def _parted(self, context: Context) -> tuple[Context, Tensor | None]:
         """Return what of a context the blocks get, and what the linear model expects."""
@@ -312,14 +387,11 @@ class ConditionalFlow(nn.Module):
             ShapeError: A shape does not fit.
             DataError: There are fewer than 2 rows, or values that are not finite.
         """
-        linear = self.linear
-        if linear is None:
-            raise ConfigError(f"A t of the kind {self.flow.config.kind!r} has no linear model; use a kind that has.")
+        linear = self._its_linear()
         generator = torch.Generator().manual_seed(seed)
 
         def features(z: Tensor) -> Tensor:
-            z = z.to(self.conditioner.z_mean)
-            return linear.features(self.conditioner.standardize(z)).cpu()
+            return self.linear_features(z.to(self.conditioner.z_mean)).cpu()
 
         def batches(given: Callable[[], Iterable[Row]]) -> Iterator[Row]:
             for z, mean, std in given():
@@ -349,17 +421,16 @@ class ConditionalFlow(nn.Module):
             found: What `fit_linear` returned.
             index: Places of these rows among those it was given, (B,).
         """
-        if self.linear is None:
-            raise ConfigError(f"A t of the kind {self.flow.config.kind!r} has no linear model; use a kind that has.")
-        features = self.linear.features(self.conditioner.standardize(z.to(self.conditioner.z_mean))).cpu()
-        folds, out = index % len(found.left_out), torch.empty(len(z), self.linear.dim)
+        linear = self._its_linear()
+        features = self.linear_features(z.to(self.conditioner.z_mean)).cpu()
+        folds, out = index % len(found.left_out), torch.empty(len(z), linear.dim)
         for k, (mean, weight) in enumerate(found.left_out):
             here = folds == k
             out[here] = torch.addmm(mean.to(features), features[here], weight.to(features).T).to(out)
         return out
 
     def linear_part(self) -> ConditionalFlow:
-        """Return the linear t for the same z and latents (and e), with this t's model where it has one.
+        """Return the linear t for the same z and latents (and e), with this t's model where it has one that is of z.
 
         >>> t = ConditionalFlow(FlowConfig(dim=4, context_dim=8), ConditionerConfig(z_shape=(5,), context_dim=8))
         >>> t.linear_part().flow.config.kind
@@ -369,6 +440,6 @@ class ConditionalFlow(nn.Module):
         made.to(self.conditioner.z_mean)
         own = self.state_dict()
         made.conditioner.load_state_dict({name: own[f"conditioner.{name}"] for name in made.conditioner.state_dict()})
-        if self.linear is not None and made.linear is not None:
+        if self.linear is not None and self.pictures is None and made.linear is not None:
             made.linear.load_state_dict(self.linear.state_dict())
         return made.eval()

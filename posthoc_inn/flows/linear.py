@@ -107,8 +107,16 @@ class LinearGaussian(FittedOnce):
         Raises:
             NotFittedError: The map was not set.
         """
+        return self.expected_of(self.features(z.to(self.weight.dtype)))
+
+    def expected_of(self, features: Tensor) -> Tensor:
+        """Return m, (B, D), for what it is linear in, (B, P).
+
+        Raises:
+            NotFittedError: The map was not set.
+        """
         self._check_set()
-        return F.linear(self.features(z.to(self.weight.dtype)), self.weight, self.mean)
+        return F.linear(features.to(self.weight.dtype), self.weight, self.mean)
 
     def forward(self, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """Map `x` (..., D) to v (..., D) and log_det (...), in nats, given `m` = m(z), (..., D).

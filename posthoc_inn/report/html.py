@@ -39,6 +39,7 @@ STAGES = {
     "autoencoder": "training the autoencoder",
     "latents": "encoding images",
     "e": "training e",
+    "pictures": "finding pictures in z",
     "t": "training t",
     "measuring": "measuring",
     "writing": "bundle and pictures",

@@ -80,6 +80,8 @@ CONDITIONERS = st.builds(
     reduced=whole(0, 65536),
     map_channels=st.just(0),
     map_size=st.just(()),
+    picture_shape=st.just(()),
+    picture_width=whole(1, 4096),
     context_dim=whole(1, MAX_DIM),
     width=whole(1, 65536),
     depth=whole(0, 20),
@@ -169,6 +171,8 @@ FITS = st.builds(
     flow_on_concepts=st.booleans(),
     interaction_weight=real(0, 1e6),
     code_noise=real(0, 1),
+    pictures=st.sampled_from(("auto", "never")),
+    picture_training=TRAININGS,
     linear_fallback=st.booleans(),
 )
 CONFIGS = st.one_of(image_specs(), FLOWS, CONDITIONERS, AUTOENCODERS, MAPS, TRAININGS, CONCEPTS, FITS)
