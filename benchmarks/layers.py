@@ -151,8 +151,9 @@ def main() -> None:
             ).fit(pictures, held_out=kept, steps=arguments.steps, autoencoder_steps=arguments.autoencoder_steps,
                   progress=False)  # fmt: skip
             autoencoder = interpreter.autoencoder_
-            if arguments.keep is not None:
-                save_file(autoencoder.state_dict(), arguments.keep / AUTOENCODER)
+            if arguments.keep is not None and not (arguments.keep / AUTOENCODER).exists():
+                kept_as = {name: value.contiguous() for name, value in autoencoder.state_dict().items()}
+                save_file(kept_as, arguments.keep / AUTOENCODER)
             found, metrics = measured(interpreter, kept), interpreter.metrics_
             count = torch.Size(interpreter.probe_.z_shape).numel()
             cells = [
