@@ -16,11 +16,12 @@ from posthoc_inn import analysis
 from posthoc_inn.ambient import in_plain_torch
 from posthoc_inn.analysis import editing
 from posthoc_inn.analysis.by_name import run_analysis
+from posthoc_inn.analysis.results import html_table
 from posthoc_inn.autoencoders import Autoencoder, as_autoencoder, latent_shape_of
 from posthoc_inn.bundle import Bundle, load_bundle, save_bundle
 from posthoc_inn.concepts import RANDOM, ConceptModel, Space
 from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, ImageSpec, Precision, preset
-from posthoc_inn.errors import ConfigError, NotFittedError, OutsideWarning
+from posthoc_inn.errors import ConfigError, NotFittedError, OutsideWarning, listed
 from posthoc_inn.features import LayerExtractor, PredictionKind
 from posthoc_inn.fit import ConceptFit, Fit, FitRequest, FitResult, Plan, Subject, prepare
 from posthoc_inn.fit.alone import fit_concepts_alone
@@ -33,7 +34,9 @@ from posthoc_inn.images import BatchSource
 from posthoc_inn.objectives import drawn
 from posthoc_inn.pipeline import Pipeline
 from posthoc_inn.progress import Reporter, make_reporter
+from posthoc_inn.report.findings import findings
 from posthoc_inn.report.fitted import ReportWords, write_fitted_report
+from posthoc_inn.report.html import KEY
 from posthoc_inn.rows.code_noise import CodeNoise
 from posthoc_inn.rows.world import World
 from posthoc_inn.training.precision import check_precision, choose_device, choose_precision
@@ -787,3 +790,15 @@ class Interpreter:
     def __repr__(self) -> str:
         state = "fitted" if hasattr(self, "pipeline_") else "not fitted"
         return f"Interpreter({type(self.model).__name__}, layer={self.layer!r}, {state})"
+
+    def _repr_html_(self) -> str:
+        values: dict[str, Any] = {"layer": self.layer or "output", "fitted": hasattr(self, "pipeline_")}
+        if hasattr(self, "pipeline_"):
+            values["shape of z"] = "×".join(map(str, self.pipeline_.z_shape))
+            values["size of z_bar and v"] = self.pipeline_.latent_dim
+            if "concept_model_" in self.__dict__:
+                values["concepts"] = listed([name for name in self.concept_model_.names if name != RANDOM], 20)
+            signs = {"good": "good", "fair": "fair", "poor": "poor", "info": ""}
+            found = [f for f in findings(getattr(self, "metrics_", {})) if f.label in KEY]
+            values |= {f.label: f"{f.value} {signs[f.status]}".strip() for f in found}
+        return html_table(f"Interpreter of {type(self.model).__name__}", values)

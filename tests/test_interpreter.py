@@ -42,6 +42,18 @@ def test_fit_returns_the_interpreter_and_learned_names_end_in_an_underscore(fitt
     assert fitted.metrics_["images"].items() >= {"train": 144, "held_out": 16}.items()
 
 
+def test_it_shows_itself_in_a_notebook_and_all_text_is_escaped(fitted, monkeypatch):
+    fresh = interpreter()._repr_html_()
+    assert "<td>False</td>" in fresh
+    assert "shape of z" not in fresh
+    monkeypatch.setattr(fitted, "layer", "<b>3</b>")
+    shown = fitted._repr_html_()
+    assert "&lt;b&gt;3&lt;/b&gt;" in shown
+    assert "<b>" not in shown
+    for text in ("Interpreter of Sequential", "size of z_bar and v", "Same prediction as the image"):
+        assert text in shown
+
+
 def test_samples_are_pictures_and_depend_on_the_seed_alone(fitted, digits):
     first = fitted.sample(digits[:3], n=4, seed=1)
     assert first.shape == (3, 4, 3, 28, 28)

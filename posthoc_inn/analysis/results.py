@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -25,14 +25,24 @@ class Result:
         return {name: plain(value) for name, value in values.items() if not isinstance(value, Tensor)}
 
     def _repr_html_(self) -> str:
-        def cell(value: Any) -> str:
-            return html.escape(f"{value:.4g}" if isinstance(value, float) else shown(value, 2000))
+        return html_table(type(self).__name__, self.to_dict())
 
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th><td>{cell(value)}</td></tr>"
-            for name, value in self.to_dict().items()
-        )
-        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
+
+def html_table(caption: str, values: Mapping[str, Any]) -> str:
+    """Return names and values as an HTML table for notebooks, all text escaped and cut.
+
+    >>> html_table("Share", {"value": 0.12345, "name": "<b>"}).count("&lt;b&gt;")
+    1
+    """
+
+    def cell(value: Any) -> str:
+        return html.escape(f"{value:.4g}" if isinstance(value, float) else shown(value, 2000))
+
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(shown(name))}</th><td>{cell(value)}</td></tr>"
+        for name, value in values.items()
+    )
+    return f"<table><caption>{html.escape(caption)}</caption>{rows}</table>"
 
 
 class Named(Protocol):
