@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: demo test test-slow coverage bench lint types format wheel pictures clean
+.PHONY: demo test test-slow test-app coverage bench lint types format wheel pictures clean
 
 $(VENV)/.installed: $(PROJECTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -28,6 +28,11 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# The page of `posthoc-inn app` in a browser: every part, by mouse and keyboard. Skipped where there is no chromium.
+test-app: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[app]" playwright
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/app tests/cli/test_cli_app.py -m "not slow" -rs
 
 # Which lines and branches the tests of `make test` reach; it fails below the floor in pyproject.toml.
 coverage: $(VENV)/.installed

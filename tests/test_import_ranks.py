@@ -43,6 +43,7 @@ RANKS = {
     "interpreter": 6,
     "testing": 6,
     "sweep": 6.5,
+    "app": 7,
     "cli": 8,
 }
 """Folder or module -> rank, from what everything may use to the command line."""

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "compare": ("posthoc_inn.cli.compare", "Compare models on groups of images: texture bias, another domain."),
     "sweep": ("posthoc_inn.cli.sweep", "Compare layers, checkpoints or models, with one autoencoder and one e."),
+    "app": ("posthoc_inn.cli.app", "Play with fitted layers in a browser; with no option, the embedded example."),
     "plugins": ("posthoc_inn.cli.list_plugins", "List what is registered, and by whom."),
     "doctor": ("posthoc_inn.cli.doctor", "Check this machine: versions, plugins, speed, disk space."),
 }

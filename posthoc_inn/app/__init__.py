@@ -1,0 +1,3 @@
+"""The page to play with (`posthoc-inn app`): the parts' answers are plain functions, gradio shows them."""
+
+from __future__ import annotations

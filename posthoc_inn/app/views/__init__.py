@@ -1,0 +1,1 @@
+"""The parts as gradio shows them: thin, with nothing computed here."""
