@@ -290,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--judge", default=None, help="weights of SqueezeNet 1.0, which judges pictures")
     parser.add_argument("--resnet", default=None, help="weights of CIFAR's ResNet-20, which is explained")
     parser.add_argument("--face-net", default=None, help="weights of MobileFaceNet, which is explained")
-    parser.add_argument("--perceptual-weight", type=float, default=0.3)
+    parser.add_argument("--perceptual-weight", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=None)

@@ -18,6 +18,10 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 """Pictures, not clamped, and their images, both (B, C, H, W) in [0, 1], to their mean distance, a scalar."""
 
 
+LEAST_DISTANCE = 1e-6
+"""Perceptual distances below it are not worth more the smaller they get."""
+
+
 class GaussianAutoencoder(TrainableAutoencoder):
     """What two networks need to be trained as a Gaussian E and D (MSC A.1): encode, `_decoded`, and this.
 
@@ -72,22 +76,25 @@ class GaussianAutoencoder(TrainableAutoencoder):
         is the negative lower bound n/2 (error / γ + log 2πγ) + KL per image of n values, divided by n; `error` is the
         mean squared error of images in [-1, 1]; `kl` is in nats per image.
 
-        With a `metric`, "distance" is what it says of pictures and images, and is added to the squared error in the
-        likelihood, whose γ is then that of the sum (MSC A.1: "an improved image metric"); "pictures" are those
-        pictures, not clamped. `error` is the squared error alone.
+        With a `metric`, "distance" is what it says of pictures and images, and "pictures" are those pictures, not
+        clamped. It is a second likelihood whose variance δ is in closed form too (MSC A.1: "an improved image metric"):
+        n/2 · `perceptual_weight` · (distance / δ + log δ) is added, with δ = the distance. Whatever its unit, a
+        distance smaller by a tenth then is worth as much as an error smaller by a tenth, and neither drowns the other
+        or the KL.
         """
         mean, std = self.encode(images)
         decoded = self._decoded(mean + std * noise)
         error = F.mse_loss(decoded, images * 2 - 1)
         kl = kl_to_standard_normal(mean, std).mean()
         figures = {"error": error, "kl": kl}
-        total = error
+        gamma = error.detach().clamp_min(self.least_gamma)
+        loss = 0.5 * (error / gamma + torch.log(2 * math.pi * gamma)) + kl / images[0].numel()
         if metric is not None:
             pictures = decoded * 0.5 + 0.5
-            figures |= {"distance": metric(pictures, images), "pictures": pictures}
-            total = error + figures["distance"]
-        gamma = total.detach().clamp_min(self.least_gamma)
-        loss = 0.5 * (total / gamma + torch.log(2 * math.pi * gamma)) + kl / images[0].numel()
+            distance = metric(pictures, images)
+            delta = distance.detach().clamp_min(LEAST_DISTANCE)
+            loss = loss + 0.5 * self.config.perceptual_weight * (distance / delta + torch.log(delta))
+            figures |= {"distance": distance, "pictures": pictures}
         return {"loss": loss, **figures}
 
     def loss(self, images: Tensor, noise: Tensor, metric: Metric | None = None) -> Tensor:
@@ -97,6 +104,6 @@ class GaussianAutoencoder(TrainableAutoencoder):
     @torch.no_grad()
     def remembered(self, figures: dict[str, Tensor]) -> dict[str, Tensor]:
         """Keep γ up to date with the figures of a training step, and return them."""
-        total = figures["error"].detach() + figures.get("distance", torch.zeros(())).detach().to(figures["error"])
-        self.log_gamma.lerp_(total.clamp_min(self.least_gamma).log().to(self.log_gamma), 0.01)
+        gamma = figures["error"].detach().clamp_min(self.least_gamma)
+        self.log_gamma.lerp_(gamma.log().to(self.log_gamma), 0.01)
         return figures

@@ -34,7 +34,8 @@ class AutoencoderConfig(Config):
         perceptual_weights: Of a backbone, or a metric's network: a file, or a name that its plugin knows. Of a file, a
             bundle keeps the name without its directory.
         perceptual_layers: Layers whose features are compared; early ones are chosen when none are named.
-        perceptual_weight: What the distance is multiplied with, before the squared error of images in [-1, 1] is added.
+        perceptual_weight: How much the logarithm of the distance counts beside that of the squared error, so that units
+            do not matter (`GaussianAutoencoder.loss_figures`).
         perceptual_share: Share of a batch that the distance is taken over in training: most networks are larger than an
             autoencoder, and fewer pictures a step are more steps. 0 for as many as cost half of what the autoencoder
             itself does in a step, by counted operations, and a quarter at the most.
@@ -60,7 +61,7 @@ class AutoencoderConfig(Config):
     perceptual: str = ""
     perceptual_weights: str = ""
     perceptual_layers: tuple[str, ...] = ()
-    perceptual_weight: float = 0.3
+    perceptual_weight: float = 1.0
     perceptual_share: float = 0.0
     discriminator: float = 0.0
     discriminator_start: float = 0.5

@@ -82,13 +82,12 @@ class AutoencoderLoss(nn.Module):
             )
 
     def _distance(self, metric: Metric, pictures: Tensor, images: Tensor) -> Tensor:
-        weight = self.autoencoder.config.perceptual_weight
         if self.training:
             # Rows of a batch are in random order: the first are as good as any.
             rows = compared_rows(self.autoencoder.config, len(images))
-            return weight * metric(pictures[:rows], images[:rows])
+            return metric(pictures[:rows], images[:rows])
         pairs = zip(pictures.split(self._together), images.split(self._together), strict=True)
-        return weight * torch.stack([metric(a, b) * len(a) for a, b in pairs]).sum() / len(images)
+        return torch.stack([metric(a, b) * len(a) for a, b in pairs]).sum() / len(images)
 
     def _more(self) -> tuple[Any, ...]:
         # Autoencoders of others take no metric, and never get one.
@@ -174,7 +173,7 @@ class AutoencoderTask:
     def held_out(self) -> dict[str, float]:
         """Return the loss, and the squared reconstruction error of images in [-1, 1], on held-out images.
 
-        With a metric, "distance" is what it adds, as weighted.
+        With a metric, "distance" is what it says.
         """
         device = next(self.autoencoder.parameters()).device
         generator = torch.Generator().manual_seed(0)

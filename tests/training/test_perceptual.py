@@ -121,7 +121,7 @@ def test_the_last_layer_at_each_size_is_chosen_and_early_ones_of_a_network_of_on
         choose_layers(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), torch.rand(2, 3, 4, 4))
 
 
-def test_it_is_added_to_the_squared_error_with_its_weight_and_gamma_is_that_of_the_sum():
+def test_it_is_a_second_likelihood_with_a_variance_of_its_own_so_that_its_unit_does_not_matter():
     autoencoder = ConvAutoencoder(AutoencoderConfig(latent_dim=5, width=4, min_gamma=0.0, perceptual_weight=0.7))
     distance = FeatureDistance(small(torch.float32), lambda x: x, ["1"])
     module = AutoencoderLoss(autoencoder, distance).eval()
@@ -130,13 +130,24 @@ def test_it_is_added_to_the_squared_error_with_its_weight_and_gamma_is_that_of_t
     figures = module.figures(images, noise)
     plain = autoencoder.loss_figures(images / 255, noise)
     torch.testing.assert_close(figures["error"], plain["error"])
-    torch.testing.assert_close(figures["distance"], 0.7 * distance(figures["pictures"], images / 255))
-    total = plain["error"] + figures["distance"]
-    expected = 0.5 * (1 + torch.log(2 * torch.pi * total)) + plain["kl"] / 2352
+    said = distance(figures["pictures"], images / 255)
+    torch.testing.assert_close(figures["distance"], said)
+    error, kl = plain["error"], plain["kl"] / 2352
+    expected = 0.5 * (1 + torch.log(2 * torch.pi * error)) + kl + 0.7 * 0.5 * (1 + torch.log(said))
     torch.testing.assert_close(figures["loss"], expected)
+    # The gradient is that of the logarithms, and that of KL.
+    weights = [p for p in autoencoder.parameters() if p.requires_grad]
+    slope = torch.autograd.grad(figures["loss"], weights, allow_unused=True, retain_graph=True)
+    wanted = torch.autograd.grad(0.5 * error.log() + kl + 0.35 * said.log(), weights, allow_unused=True)
+    for one, other in zip(slope, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    thrice = autoencoder.loss_figures(images / 255, noise, lambda a, b: 3 * distance(a, b))
+    other = torch.autograd.grad(thrice["loss"], weights, allow_unused=True)
+    for one, scaled in zip(slope, other, strict=True):
+        torch.testing.assert_close(one, scaled, rtol=1e-3, atol=1e-6)
     before = autoencoder.log_gamma.clone()
     torch.testing.assert_close(module(images, noise), expected)
-    torch.testing.assert_close(autoencoder.log_gamma, before + 0.01 * (total.log() - before))
+    torch.testing.assert_close(autoencoder.log_gamma, before + 0.01 * (error.log() - before))
 
 
 def test_in_training_a_share_of_the_batch_is_compared():
@@ -178,7 +189,7 @@ def test_a_thousand_held_out_pictures_are_compared_as_many_at_a_time_as_in_a_ste
         assert (in_a_step, sum(seen), max(seen)) == (30, 1000, 30)
         # The mean over parts, of which the last is smaller, is that over all.
         figures = task.module.figures(some[:100], torch.zeros(100, 2))
-    expected = 0.7 * (figures["pictures"] - some[:100] / 255).square().mean()
+    expected = (figures["pictures"] - some[:100] / 255).square().mean()
     torch.testing.assert_close(figures["distance"], expected)
 
 
@@ -216,7 +227,7 @@ def test_a_fit_by_the_explained_model_leaves_it_alone_and_records_what_it_was_tr
         interpreter.fit(images())
     found = interpreter.metrics_["perceptual"]
     assert found["features"] == "the explained model"
-    assert (found["layers"], found["weight"]) == (["2", "4"], 0.3)
+    assert (found["layers"], found["weight"]) == (["2", "4"], 1.0)
     assert all("distance" in row for row in interpreter.autoencoder_history_.rows)
     assert _perceptual_settings(interpreter.metrics_) == {
         "pictures compared by": "pixels, and the explained model at 2, 4"
