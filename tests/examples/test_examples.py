@@ -112,18 +112,63 @@ def test_the_inversions_run_and_go_on(tmp_path):
     assert rows_of(first)[-20:] == rows_of(again)[-20:]
 
 
-@pytest.mark.slow
-def test_the_vision_transformer_is_trained_explained_and_gone_on_with(tmp_path):
-    pytest.importorskip("timm")
+def cifar_folders(place):
+    """CIFAR-10's folders, with noise in them."""
     generator = torch.Generator().manual_seed(0)
     classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     for part, count in (("train", 40), ("test", 20)):
         for name in classes:
-            (tmp_path / "data" / part / name).mkdir(parents=True)
+            (place / part / name).mkdir(parents=True)
             for k in range(count):
                 pixels = torch.randint(256, (32, 32, 3), generator=generator, dtype=torch.uint8)
-                Image.fromarray(pixels.numpy()).save(tmp_path / "data" / part / name / f"{k}.png")
-    arguments = ("--data-dir", tmp_path / "data", "--out", tmp_path / "out", "--smoke")
+                Image.fromarray(pixels.numpy()).save(place / part / name / f"{k}.png")
+    return place
+
+
+@pytest.mark.slow
+def test_photographs_are_explained_at_each_layer_and_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from cifar_resnet import CifarResNet
+
+    for depth in (20, 56):
+        torch.save(CifarResNet(depth).state_dict(), tmp_path / f"{depth}.pth")
+    arguments = (
+        "cifar", "--data-dir", cifar_folders(tmp_path / "data"), "--weights", tmp_path / "20.pth", "--judge",
+        tmp_path / "56.pth", "--out", tmp_path, "--smoke", "--layers", "layer2", "pool",
+    )  # fmt: skip
+    first = run("photographs.py", *arguments)
+    for layer in ("layer2", "pool"):
+        assert f"| {layer} |" in first
+    for name in ("samples.jpg", "table.md", "figures.json"):
+        assert (tmp_path / "cifar-map" / name).exists(), name
+    again = run("photographs.py", *arguments)
+    assert rows_of(first) == rows_of(again)
+    assert "| pool |" in run("photographs.py", *arguments, "--latent", "vector")
+
+
+@pytest.mark.slow
+def test_texture_bias_is_asked_of_two_networks_and_gone_on_with(tmp_path, monkeypatch):
+    models = pytest.importorskip("torchvision.models")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from cifar_resnet import CifarResNet
+
+    for name, network in (("20", CifarResNet(20)), ("56", CifarResNet(56)), ("painter", models.squeezenet1_0())):
+        torch.save(network.state_dict(), tmp_path / f"{name}.pth")
+    arguments = (
+        "--data-dir", cifar_folders(tmp_path / "data"), "--weights", tmp_path / "20.pth", "--judge",
+        tmp_path / "56.pth", "--painter", tmp_path / "painter.pth", "--out", tmp_path / "out", "--smoke",
+    )  # fmt: skip
+    first = run("texture_bias.py", *arguments)
+    for probe in ("as they are", "painted", "shuffled"):
+        assert first.count(f"| {probe} |") == 2
+    assert (tmp_path / "out" / "samples.jpg").exists()
+    assert rows_of(first) == rows_of(run("texture_bias.py", *arguments))
+
+
+@pytest.mark.slow
+def test_the_vision_transformer_is_trained_explained_and_gone_on_with(tmp_path):
+    pytest.importorskip("timm")
+    arguments = ("--data-dir", cifar_folders(tmp_path / "data"), "--out", tmp_path / "out", "--smoke")
     first = run("vision_transformer.py", *arguments)
     for what in ("class token", "mean of all tokens", "patches"):
         assert f"| {what} |" in first
