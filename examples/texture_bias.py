@@ -128,7 +128,8 @@ def trained_on(
             eval_every=max(1, steps // 5), patience=0, checkpoint_every=100,
         )  # fmt: skip
         reporter.stage(f"network, {name}", steps)
-        train(Task(network, data, held_out), config, checkpoint=out / f"network-{name}-training.safetensors", resume=True,
+        checkpoint = out / f"network-{name}-training.safetensors"
+        train(Task(network, data, held_out), config, checkpoint=checkpoint, resume=True,
               progress=lambda step, total, figures: reporter.advance(step, figures))  # fmt: skip
         save_file({k: v.contiguous() for k, v in network.state_dict().items()}, str(file))
     network.load_state_dict(load_file(file))
