@@ -192,7 +192,7 @@ def test_a_fit_by_it_is_named_in_the_bundle_which_loads_without_it(manager, monk
     model = network_with_state()
     fitted = interpreter(model, perceptual_weights=str(file)).fit(images())
     found = fitted.metrics_["perceptual"]
-    assert (found["features"], found["layers"], found["weight"]) == ("lpips-squeeze", [], 0.03)
+    assert (found["features"], found["layers"], found["weight"]) == ("lpips-squeeze", [], 1.0)
     assert all(row["distance"] > 0 for row in fitted.autoencoder_history_.rows)
     assert _perceptual_settings(fitted.metrics_) == {"pictures compared by": "pixels, and lpips-squeeze"}
     fitted.save(tmp_path / "bundle")
