@@ -41,9 +41,7 @@ AUTO = "auto"
 COST, MOST = 0.5, 0.25
 """What the distance may cost, as a share of what the autoencoder does in a step; the largest share of a batch."""
 WRITTEN = 60
-"""Operations that writing a value is worth: depthwise convolutions and activations compute little and move much. One
-core of an AMD EPYC (AVX2) takes 16 ns a thousand operations, and 0.8 to 1.2 ns a value; so measured on MobileFaceNet, a
-MobileNetV2, SqueezeNet, a ResNet-18 and the autoencoder."""
+"""Operations that writing a value is worth: depthwise convolutions and activations compute little and move much."""
 PARTS = 64
 """Shares of a batch are multiples of one part of so many."""
 LEAST_SEEN, ENLARGED = 64, 3
@@ -79,8 +77,8 @@ def settled(
     extractor: LayerExtractor,
     adapter: InputAdapter,
     device: torch.device,
-) -> tuple[AutoencoderConfig, str]:
-    """Return the configuration with nothing about the image metric left open, and why it is none, where it is.
+) -> tuple[AutoencoderConfig, Distance | None, str]:
+    """Return the configuration with nothing about the image metric left open, the metric, and why there is none.
 
     Args:
         config: What is asked for.
@@ -89,26 +87,25 @@ def settled(
         adapter: Makes what the model gets from pictures.
         device: Where everything runs.
 
+    Returns:
+        The configuration; the metric, or None; the reason, "" where there is a metric, and where none was asked for.
+
     Raises:
         PosthocInnError: A network that is named cannot compare pictures.
     """
-    wanted, reason = config, ""
-    if config.perceptual == AUTO:
-        wanted = config.replace(perceptual=MODEL)
-        if not isinstance(autoencoder, GaussianAutoencoder):
-            return config.replace(perceptual=""), ""
-    if not wanted.perceptual or not wanted.perceptual_weight:
-        return wanted, ""
+    is_open = config.perceptual == AUTO
+    if is_open and not isinstance(autoencoder, GaussianAutoencoder):
+        return config.replace(perceptual=""), None, ""
+    wanted = config.replace(perceptual=MODEL) if is_open else config
     try:
         metric = make_metric(wanted, extractor, adapter, device)
     except (ConfigError, LayerNotFoundError) as error:
-        if config.perceptual != AUTO or config.perceptual_layers:
+        if not is_open or config.perceptual_layers:
             raise
-        reason = str(error)
-        return config.replace(perceptual=""), reason
+        return config.replace(perceptual=""), None, str(error)
     if metric is not None and not wanted.perceptual_share:
         wanted = wanted.replace(perceptual_share=affordable_share(autoencoder, metric, device))
-    return wanted, reason
+    return wanted, metric, ""
 
 
 @torch.no_grad()
@@ -145,9 +142,7 @@ class _Written(TorchDispatchMode):
 
 def _operations(run: Callable[[], object]) -> int:
     """Return the operations of the products and convolutions that `run` does, and those that its memory is worth."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    with _Written() as written:
+    with FlopCounterMode(display=False) as counter, _Written() as written:
         run()
     return int(counter.get_total_flops()) + int(WRITTEN * written.count)
 

@@ -19,7 +19,7 @@ from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, Imag
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnError
 from posthoc_inn.fit.binding import ConceptRequest, check_placed
 from posthoc_inn.fit.drawing import with_draws
-from posthoc_inn.fit.metric import check_trainable, settled, without_directory
+from posthoc_inn.fit.metric import Distance, check_trainable, settled, without_directory
 from posthoc_inn.fit.parts import Parts, make_flow
 from posthoc_inn.fit.pictures import with_pictures
 from posthoc_inn.fit.refits import check_refits
@@ -128,26 +128,28 @@ def takes_bytes(source: BatchSource, subject: Subject, adapter: InputAdapter) ->
 
 def make_autoencoder(
     subject: Subject, adapter: InputAdapter, device: torch.device, reporter: Reporter
-) -> tuple[Autoencoder, AutoencoderConfig | None]:
-    """Return the autoencoder, and the configuration that it is to be trained by; None where it needs no training.
+) -> tuple[Autoencoder, AutoencoderConfig | None, Distance | None]:
+    """Return the autoencoder, the configuration that it is to be trained by, and its image metric besides the error.
+
+    The configuration is None where it needs no training, the metric too where it is trained by the error alone.
 
     Raises:
         ConfigError: It cannot be trained by what the configuration asks for.
     """
     given, config = subject.autoencoder, subject.config
     if isinstance(given, nn.Module):
-        return as_autoencoder(given), None
+        return as_autoencoder(given), None, None
     wanted = given or usual_autoencoder(config, adapter, seed=subject.seed)
     autoencoder = _built(wanted)
     if not hasattr(autoencoder, "loss"):
-        return autoencoder, None
+        return autoencoder, None, None
     check_trainable(autoencoder, wanted)
-    settled_config, reason = settled(wanted, autoencoder, subject.extractor, adapter, device)
+    settled_config, metric, reason = settled(wanted, autoencoder, subject.extractor, adapter, device)
     if reason:
         reporter.note(f"Note: reconstructions are compared by squared error alone: {reason}")
     if settled_config != wanted:
         autoencoder = _built(settled_config)
-    return autoencoder, settled_config
+    return autoencoder, settled_config, metric
 
 
 def _built(config: AutoencoderConfig) -> Autoencoder:
@@ -393,7 +395,7 @@ def prepare(
     probe = subject.extractor.probe(adapter.to_model(source.first(4).to(device)))
     if probe.note:
         reporter.note(probe.note)
-    autoencoder, trained_by = make_autoencoder(subject, adapter, device, reporter)
+    autoencoder, trained_by, metric = make_autoencoder(subject, adapter, device, reporter)
     shape = latent_shape_of(autoencoder)
     config = configured(
         subject.config.of_maps() if len(shape) == 3 else subject.config,
@@ -423,7 +425,6 @@ def prepare(
         trained_by=trained_by,
         tries_pictures=tried is not None,
     )
-    metric = parts.metric()
     if metric is not None:
         batch = config.autoencoder_training.batch_size
         rows = compared_rows(trained_by or autoencoder.config, batch)

@@ -72,7 +72,7 @@ class FeatureDistance:
     """
 
     def __init__(self, model: nn.Module, prepare: Prepare, layers: Sequence[str], *, name: str = "") -> None:
-        # Channels last, as the autoencoders are: convolutions are faster so on CPUs, a step by a tenth to a fifth.
+        # Channels last, as the autoencoders are: convolutions are faster so on CPUs.
         self.net = copied(model).eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.prepare, self.layers, self.name = prepare, tuple(layers), name or type(self.net).__name__
         modules = dict(self.net.named_modules())
