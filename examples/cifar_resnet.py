@@ -15,6 +15,8 @@ from posthoc_inn.weights import load_weights
 
 SPEC = ImageSpec(size=(32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+SHIFT = 4
+"""Pixels by which a training image is moved at most."""
 BLOCKS = {20: 3, 32: 5, 44: 7, 56: 9, 110: 18}
 """Depth of the network -> blocks a stage."""
 
@@ -65,6 +67,14 @@ def trained(file: Path, depth: int = 20) -> CifarResNet:
     model = CifarResNet(depth)
     load_weights(model, file)
     return model.eval()
+
+
+def moved(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return uint8 images (B, 3, 32, 32) in [0, 1], each moved by up to `SHIFT` pixels and mirrored at random."""
+    padded = F.pad(images.float() / 255, (SHIFT,) * 4, mode="reflect")
+    y, x, flip = (torch.randint(n, (len(images),), generator=generator) for n in (2 * SHIFT + 1, 2 * SHIFT + 1, 2))
+    cut = torch.stack([image[:, a : a + 32, b : b + 32] for image, a, b in zip(padded, y, x, strict=True)])
+    return torch.where(flip.view(-1, 1, 1, 1) == 1, cut.flip(3), cut)
 
 
 def cifar10(directory: Path, *, train: bool, count: int) -> tuple[Tensor, list[int]]:

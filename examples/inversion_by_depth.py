@@ -11,7 +11,6 @@ stopped when it is started again. About an hour on one core that nothing else us
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 from cifar_resnet import SPEC, cifar10, trained
-from PIL import Image
+from jpeg import to_jpeg
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -97,10 +96,7 @@ def picture(pictures: dict[str, dict[str, Tensor]]) -> bytes:
             Column(found[ON_Z][rows, 0], "decoder"),
             Column(found[OPTIMIZED][rows, 0], "pixels"),
         ]
-    drawn = io.BytesIO()
-    with Image.open(io.BytesIO(to_png(grid(columns, inch=0.55)))) as image:
-        image.convert("RGB").save(drawn, format="JPEG", quality=85)
-    return drawn.getvalue()
+    return to_jpeg(grid(columns, inch=0.55), quality=85)
 
 
 def main() -> None:

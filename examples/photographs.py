@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from jpeg import to_jpeg
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -36,7 +37,7 @@ from torchvision.models import squeezenet1_0
 from posthoc_inn import Interpreter
 from posthoc_inn.analysis import Faithfulness, frechet_distance
 from posthoc_inn.config import AutoencoderConfig, FitConfig, ImageSpec, preset
-from posthoc_inn.drawing import Column, grid, to_png
+from posthoc_inn.drawing import Column, grid
 from posthoc_inn.features import LayerExtractor
 from posthoc_inn.fit import FitRequest
 from posthoc_inn.images import apply_spec, resize
@@ -251,7 +252,7 @@ def figures(subject: Subject, interpreter: Interpreter, count: int) -> dict[str,
     """Return what is told of one layer: the three steps as the fit measured them, and what this script adds."""
     metrics = interpreter.metrics_
     found = {name: metrics[name] for name in ("resolution", "autoencoder", "faithfulness", "explained_by_invariances")}
-    faith, moved = refined(interpreter, subject.held_out[:count])
+    faith, nearer = refined(interpreter, subject.held_out[:count])
     found |= {"refined": faith.to_dict(), "likelihood": metrics["likelihood"]}
     side = (subject.size, subject.size)
     images = resize(subject.held_out, side).clamp(0, 1)
@@ -276,7 +277,7 @@ def figures(subject: Subject, interpreter: Interpreter, count: int) -> dict[str,
     if subject.verdicts is not None:
         # A network can be led to a class by what nobody else sees: does another network see it too?
         own = subject.verdicts(images[:count]).repeat_interleave(SAMPLES)
-        said = torch.cat([subject.verdicts(part) for part in moved.flatten(0, 1).split(200)])
+        said = torch.cat([subject.verdicts(part) for part in nearer.flatten(0, 1).split(200)])
         found["refined"]["judge"] = float((said == own).double().mean())
     return found
 
@@ -320,10 +321,7 @@ def picture(at: dict[str, Interpreter], subject: Subject) -> bytes:
         columns.append(Column(drawn[:, 0], layer, gap=True, rule=True, span=3))
         columns.append(Column(drawn[:, 1]))
         columns.append(Column(interpreter.sample(images, n=1, seed=1, refine=REFINED)[:, 0], "refined"))
-    out = io.BytesIO()
-    with Image.open(io.BytesIO(to_png(grid(columns)))) as image:
-        image.convert("RGB").save(out, format="JPEG", quality=88)
-    return out.getvalue()
+    return to_jpeg(grid(columns))
 
 
 def main() -> None:

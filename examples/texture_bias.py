@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import json
 import math
 import warnings
@@ -26,15 +25,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cifar_resnet import SPEC, cifar10, trained
-from PIL import Image
+from cifar_resnet import SPEC, cifar10, moved, trained
+from jpeg import to_jpeg
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from posthoc_inn import Interpreter
 from posthoc_inn.concepts import StyleTransfer
 from posthoc_inn.config import AutoencoderConfig, TrainConfig, preset
-from posthoc_inn.drawing import Column, grid, to_png
+from posthoc_inn.drawing import Column, grid
 from posthoc_inn.images import apply_spec
 from posthoc_inn.progress import Reporter, make_reporter
 from posthoc_inn.sweep import model_sweep
@@ -78,8 +77,8 @@ def shuffled(images: Tensor, seed: int = 0) -> Tensor:
     side = images.shape[-1] // PATCHES
     patches = F.unfold(images, side, stride=side)
     order = torch.stack([torch.randperm(patches.shape[2], generator=generator) for _ in images])
-    moved = patches.gather(2, order[:, None].expand_as(patches))
-    return F.fold(moved, images.shape[-2:], side, stride=side)
+    reordered = patches.gather(2, order[:, None].expand_as(patches))
+    return F.fold(reordered, images.shape[-2:], side, stride=side)
 
 
 # ---- the two networks
@@ -106,10 +105,7 @@ class Task:
     def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         images, classes = self.data
         index = torch.randint(len(images), (128,), generator=generator)
-        chosen = F.pad(images[index].float() / 255, (4,) * 4, mode="reflect")
-        y, x, flip = (torch.randint(n, (len(index),), generator=generator) for n in (9, 9, 2))
-        moved = torch.stack([image[:, a : a + 32, b : b + 32] for image, a, b in zip(chosen, y, x, strict=True)])
-        return torch.where(flip.view(-1, 1, 1, 1) == 1, moved.flip(3), moved), classes[index]
+        return moved(images[index], generator), classes[index]
 
     def held_out(self) -> dict[str, float]:
         said = self.module.network(apply_spec(self.held[0].float() / 255, SPEC))
@@ -231,10 +227,7 @@ def main() -> None:
                 Column(drawn[REFINED][:SHOWN, k], NETWORKS[name].replace("trained ", "") if k == 0 else "",
                        span=2 if k == 0 else 1) for k in range(2)
             ]  # fmt: skip
-    drawn_to = io.BytesIO()
-    with Image.open(io.BytesIO(to_png(grid(columns)))) as picture:
-        picture.convert("RGB").save(drawn_to, format="JPEG", quality=88)
-    (out / "samples.jpg").write_bytes(drawn_to.getvalue())
+    (out / "samples.jpg").write_bytes(to_jpeg(grid(columns)))
     (out / "figures.json").write_text(json.dumps(found, indent=1))
     (out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -10,7 +10,6 @@ layer; each has a t. Every stage goes on where it was stopped when the script is
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import time
 from pathlib import Path
@@ -18,23 +17,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cifar_resnet import CLASSES, SPEC, cifar10
-from PIL import Image
+from cifar_resnet import CLASSES, SPEC, cifar10, moved
+from jpeg import to_jpeg
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from posthoc_inn import Interpreter
 from posthoc_inn.config import TrainConfig
-from posthoc_inn.drawing import Column, grid, to_png
+from posthoc_inn.drawing import Column, grid
 from posthoc_inn.images import apply_spec
 from posthoc_inn.progress import make_reporter
 from posthoc_inn.training import train
 
 READINGS = {"class": "class token", "mean": "mean of all tokens", "patches": "patches"}
 """What of the layer's tokens is explained -> what it is called."""
-SHIFT = 4
-"""Pixels by which a training image is moved at most."""
 DRAWN, SAMPLES = 5, 2
 """Images and samples of each reading in the picture."""
 
@@ -66,10 +63,7 @@ class Task:
     def batch(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         images, classes = self.data
         index = torch.randint(len(images), (128,), generator=generator)
-        chosen = F.pad(images[index].float() / 255, (SHIFT,) * 4, mode="reflect")
-        y, x, flip = (torch.randint(n, (len(index),), generator=generator) for n in (2 * SHIFT + 1, 2 * SHIFT + 1, 2))
-        moved = torch.stack([image[:, a : a + 32, b : b + 32] for image, a, b in zip(chosen, y, x, strict=True)])
-        return torch.where(flip.view(-1, 1, 1, 1) == 1, moved.flip(3), moved), classes[index]
+        return moved(images[index], generator), classes[index]
 
     def held_out(self) -> dict[str, float]:
         loss = hits = 0.0
@@ -166,10 +160,7 @@ def picture(pictures: dict[str, Tensor], images: Tensor, rebuilt: Tensor) -> byt
     for reading, drawn in pictures.items():
         columns.append(Column(drawn[:, 0], READINGS[reading], gap=True, rule=True, span=SAMPLES))
         columns += [Column(drawn[:, k]) for k in range(1, SAMPLES)]
-    drawn_to = io.BytesIO()
-    with Image.open(io.BytesIO(to_png(grid(columns)))) as image:
-        image.convert("RGB").save(drawn_to, format="JPEG", quality=88)
-    return drawn_to.getvalue()
+    return to_jpeg(grid(columns))
 
 
 def main() -> None:
