@@ -183,7 +183,7 @@ def _cost_of_prior(prior: tuple[Tensor, Tensor]) -> Cost:
     return lambda z_bar: standard_normal_nll((z_bar - mean.to(z_bar)) / std.to(z_bar))
 
 
-def _seen(pipeline: Pipeline, latents: Tensor) -> Tensor:
+def seen(pipeline: Pipeline, latents: Tensor) -> Tensor:
     """Return Φ(D(z_bar)), (B, *z_shape), with gradients where they are on."""
     native = getattr(pipeline.autoencoder, "native", None)
     pictures = pipeline.adapter.from_square(pipeline.autoencoder.decode(latents)) if native is None else native(latents)
@@ -213,7 +213,7 @@ def _way(
         most = cost(start)
 
     def total(point: Tensor) -> Tensor:
-        return weight * start.shape[1] * misfit(_seen(pipeline, point), z, mean) + (cost(point) - most).relu()
+        return weight * start.shape[1] * misfit(seen(pipeline, point), z, mean) + (cost(point) - most).relu()
 
     best, least = start, torch.full_like(most, math.inf)
     point, first, second = start, torch.zeros_like(start), torch.zeros_like(start)

@@ -390,6 +390,11 @@ class FitConfig(Config):
             z has places and as many values as a picture, and a network that is trained to find the picture in z
             explains most of the code of held-out images; or "never".
         picture_training: How that network is trained.
+        faithful: Steps in which t is trained further by what the model sees of its samples, as a share of t's own
+            steps; 0 for none. Samples then look to the model as their images do far more often, to other models too;
+            held-out nats rise a little, since likelihood is no longer all that counts.
+        map_faithful: The same for a t over maps; `faithful` when None.
+        faithful_weight: How much that counts beside the likelihood (`posthoc_inn.fit.faithful.FaithfulLoss`).
         linear_fallback: Use the linear t, which is fitted in seconds beside every t, where t is worse than it on
             held-out images by more than the standard error.
     """
@@ -414,6 +419,9 @@ class FitConfig(Config):
     code_noise: float = 0.0
     pictures: Literal["auto", "never"] = "auto"
     picture_training: TrainConfig = TrainConfig(steps=400, batch_size=64, lr=2e-3, clip=1.0, eval_every=100, patience=0)
+    faithful: float = 0.0
+    map_faithful: float | None = None
+    faithful_weight: float = 0.25
     linear_fallback: bool = True
 
     def _check(self, problems: Problems) -> None:
@@ -421,6 +429,12 @@ class FitConfig(Config):
             self.interaction_weight >= 0, f"interaction_weight must not be negative: {self.interaction_weight}"
         )
 
+        for name in ("faithful", "map_faithful"):
+            share = getattr(self, name)
+            problems.check(share is None or 0 <= share <= 100, f"{name} must be in [0, 100], got {share}")
+        problems.check(
+            0 <= self.faithful_weight <= 1000, f"faithful_weight must be in [0, 1000], got {self.faithful_weight}"
+        )
         problems.check(0 <= self.code_noise <= 1, f"code_noise must be in [0, 1], got {self.code_noise}")
         problems.check(
             0 <= self.context_channels <= 4096, f"context_channels must be 0 to 4096, got {self.context_channels}"
@@ -432,9 +446,11 @@ class FitConfig(Config):
             flow=self.map_flow or self.flow,
             autoencoder_training=self.map_autoencoder_training or self.autoencoder_training,
             flow_training=self.map_flow_training or self.flow_training,
+            faithful=self.faithful if self.map_faithful is None else self.map_faithful,
             map_flow=None,
             map_autoencoder_training=None,
             map_flow_training=None,
+            map_faithful=None,
         )
 
     def with_seed(self, seed: int) -> FitConfig:

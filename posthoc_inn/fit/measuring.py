@@ -131,6 +131,9 @@ def measure_fit(fit: Fit, result: FitResult, concept_model: ConceptModel | None,
         "threads": dict(result.threads),
         "fit": parts.config.to_dict(),
     }
+    if result.faithful_history is not None:
+        metrics["training"]["faithful"] = result.faithful_history.to_dict()
+        metrics["faithful"] = fit.faithful
     if fit.metric is not None:
         metrics["perceptual"] = fit.metric
     return Measured(plain(metrics), relevance, shares, _examples(fit, result, seed))

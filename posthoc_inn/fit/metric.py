@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from posthoc_inn.analysis.image_metrics import check_image_metrics
 from posthoc_inn.autoencoders import Autoencoder, GaussianAutoencoder
@@ -29,6 +24,7 @@ from posthoc_inn.features import LayerExtractor
 from posthoc_inn.images import InputAdapter, apply_spec, resize
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.training.metric_distance import MetricDistance
+from posthoc_inn.training.operations import operations
 from posthoc_inn.training.perceptual import FeatureDistance, Prepare, choose_layers, copied
 
 Distance = FeatureDistance | MetricDistance
@@ -40,8 +36,6 @@ AUTO = "auto"
 """The same where its features can be trained by, and nothing elsewhere."""
 COST, MOST = 0.5, 0.25
 """What the distance may cost, as a share of what the autoencoder does in a step; the largest share of a batch."""
-WRITTEN = 60
-"""Operations that writing a value is worth: depthwise convolutions and activations compute little and move much."""
 PARTS = 64
 """Shares of a batch are multiples of one part of so many."""
 LEAST_SEEN, ENLARGED = 64, 3
@@ -119,32 +113,11 @@ def affordable_share(autoencoder: Autoencoder, metric: Distance, device: torch.d
     image = torch.zeros(1, config.channels, config.size, config.size, device=device)
     was_training = autoencoder.training
     autoencoder.to(device).eval()
-    own = _operations(lambda: autoencoder.decode(autoencoder.encode(image)[0]))
+    own = operations(lambda: autoencoder.decode(autoencoder.encode(image)[0]))
     autoencoder.train(was_training)
-    other = _operations(lambda: metric(image, image)) / 2  # of both
+    other = operations(lambda: metric(image, image)) / 2  # of both
     share = COST * own / other if other else MOST
     return max(1, math.floor(PARTS * min(share, MOST))) / PARTS
-
-
-class _Written(TorchDispatchMode):
-    """Counts the values that operations write."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not getattr(func, "is_view", False):
-            self.count += sum(x.numel() for x in tree_leaves(out) if isinstance(x, Tensor))
-        return out
-
-
-def _operations(run: Callable[[], object]) -> int:
-    """Return the operations of the products and convolutions that `run` does, and those that its memory is worth."""
-    with FlopCounterMode(display=False) as counter, _Written() as written:
-        run()
-    return int(counter.get_total_flops()) + int(WRITTEN * written.count)
 
 
 def make_metric(

@@ -115,6 +115,7 @@ class FitResult:
         bound: The concepts over cached rows, where there are concepts.
         extra: Cached rows of a concept source's own images, or None.
         every_held_out: All cached held-out rows, those that chose and those that are measured.
+        faithful_history: Curve of the training of t by what the model sees of its samples; None where there was none.
     """
 
     autoencoder: Autoencoder
@@ -133,6 +134,7 @@ class FitResult:
     bound: BoundConcepts | None
     extra: Cache | None
     every_held_out: Cache
+    faithful_history: History | None = None
 
 
 def make_flow(

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from posthoc_inn.autoencoders import TrainableAutoencoder, draws_of
 from posthoc_inn.fit.concepts import build_factor_flow
+from posthoc_inn.fit.faithful import FaithfulLoss, asking, faithful_training, samples_a_step
 from posthoc_inn.fit.linear import linear_seconds
 from posthoc_inn.fit.memory import beyond_steps
 from posthoc_inn.fit.parts import Parts
 from posthoc_inn.fit.pictures import ENOUGH, PictureLoss
-from posthoc_inn.flows import set_compute_dtype
+from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
 from posthoc_inn.flows.pictures import PictureNet
 from posthoc_inn.rows.reader import RowReader
 from posthoc_inn.training.factors import FactorLoss
@@ -66,8 +67,9 @@ class Paces:
         """Settle on the number of threads of a stage that is long enough, unless that is done.
 
         Args:
-            stage: "features", "autoencoder", "latents" (which are too short to be timed), "e", "pictures" or "t".
-            z: For pictures and t: some features, (B, *z_shape).
+            stage: "features", "autoencoder", "latents" (which are too short to be timed), "e", "pictures", "t" or
+                "faithful".
+            z: For the last three: some features, (B, *z_shape).
         """
         if stage in self.threads or stage == "latents":
             return
@@ -89,6 +91,8 @@ class Paces:
             step = concept_step(self.parts)
         elif stage == "pictures":
             step = picture_step(self.parts, cast(Tensor, z))
+        elif stage == "faithful":
+            step = faithful_step(self.parts, cast(Tensor, z))
         else:
             step = flow_step(self.parts, cast(Tensor, z))
         return steps * self._measure(stage, step, steps)
@@ -112,8 +116,9 @@ class Paces:
             "e": config.concepts.training,
             "pictures": config.picture_training,
             "t": config.flow_training,
+            "faithful": faithful_training(config),
         }
-        if stage == "t" and not self.parts.flow.is_trained:
+        if stage in ("t", "faithful") and not self.parts.flow.is_trained:
             return 0
         return by_stage[stage].steps
 
@@ -151,8 +156,10 @@ def make_plan(parts: Parts, paces: Paces, draws: int, refits: int = 0) -> Plan:
         seconds["pictures"] = paces.seconds_of("pictures", row["z"])
     of_t = paces.seconds_of("t", row["z"])
     seconds["t"] = of_t + linear_seconds(parts.flow, row["z"], rows or 0)
+    if parts.config.faithful:
+        seconds["faithful"] = paces.seconds_of("faithful", row["z"])
     if refits:
-        seconds["refits"] = refits * of_t
+        seconds["refits"] = refits * (of_t + seconds.get("faithful", 0.0))
     held_out = parts.held_out.length
     cached = 0  # mapped from disk
     if reader.out is None:
@@ -174,7 +181,7 @@ def make_plan(parts: Parts, paces: Paces, draws: int, refits: int = 0) -> Plan:
         + ("" if found is None else f" draws of the generator, {making:.2g} s each")
         + (f" × {draws} draws" if draws > 1 else "")
         + on_disk,
-        *_described(parts),
+        *_described(parts, row["z"]),
         *([f"refits       {refits} more training{'s' * (refits > 1)} of t, with other seeds"] if refits else []),
         f"machine      {parts.device}, {_threads(paces.threads)}, precision {parts.precision}",
         f"estimated    {sum(seconds.values()) / 60:.1f} minutes, {memory / 2**30:.1f} GiB of memory",
@@ -188,8 +195,8 @@ def _compared(parts: Parts) -> list[str]:
     return [] if found is None else [f"prediction   {found.kind}: {found.why}"]
 
 
-def _described(parts: Parts) -> list[str]:
-    """Return a line each on autoencoder, e and t."""
+def _described(parts: Parts, z: Tensor) -> list[str]:
+    """Return a line each on autoencoder, e and t, for features z (B, *z_shape)."""
     config, adapter = parts.config, parts.adapter
     training = config.autoencoder_training
     how = " (given, already trained)" if parts.autoencoder_is_fitted else f", {training.steps:,} steps"
@@ -215,6 +222,10 @@ def _described(parts: Parts) -> list[str]:
             f", {sum(p.numel() for p in parts.flow.parameters()) / 1e6:.1f} M parameters, "
             f"{config.flow_training.steps:,} steps of {config.flow_training.batch_size}"
         )
+    if config.faithful:
+        more = faithful_training(config)
+        samples = samples_a_step(parts, _started(parts, z)[0], z[:1])
+        t += f", then {more.steps:,} steps that ask the model of {samples} samples each"
     if config.code_noise:
         t += f", codes with noise of {config.code_noise:g} of each channel's deviation"
     lines.append(t)
@@ -297,8 +308,8 @@ def picture_step(parts: Parts, z: Tensor) -> Callable[[], None]:
     return step
 
 
-def flow_step(parts: Parts, z: Tensor) -> Callable[[], None]:
-    """Return a function that takes one training step of a copy of t, for features z (B, *z_shape)."""
+def _started(parts: Parts, z: Tensor) -> tuple[ConditionalFlow, Tensor, Tensor]:
+    """Return a copy of t that could be trained, and the features z and latents (B, D) of a batch."""
     flow = copy.deepcopy(parts.flow)
     size = parts.config.flow_training.batch_size
     z = z.float().repeat(-(-size // len(z)), *([1] * (z.ndim - 1)))[:size].to(parts.device)
@@ -314,6 +325,31 @@ def flow_step(parts: Parts, z: Tensor) -> Callable[[], None]:
         base.initialize(latents)
         flow.set_base(base)
     parts.set_precision(flow)
+    return flow, z, latents
+
+
+def faithful_step(parts: Parts, z: Tensor) -> Callable[[], None]:
+    """Return a function that takes one step of training a copy of t by its samples, for features z (B, *z_shape)."""
+    flow, z, latents = _started(parts, z)
+    count = samples_a_step(parts, flow, z[:1])
+    loss = FaithfulLoss(flow, asking(parts), parts.config.faithful_weight, parts.interaction_weight(flow)).train()
+    optimizer = torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], fused=True)
+    v = latents[:count].clone()
+    pairs = torch.zeros(2, len(latents) // 4 if loss.likelihood.interaction_weight else 0, latents.shape[1]).to(v)
+    none = latents[:0]
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(z, latents, torch.ones_like(latents), torch.zeros_like(latents), v, pairs, none).backward()
+        optimizer.step()
+
+    return step
+
+
+def flow_step(parts: Parts, z: Tensor) -> Callable[[], None]:
+    """Return a function that takes one training step of a copy of t, for features z (B, *z_shape)."""
+    flow, z, latents = _started(parts, z)
+    size = len(latents)
     loss = FlowLoss(flow, parts.interaction_weight(flow)).train()
     optimizer = torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], fused=True)
     v = None

@@ -19,6 +19,7 @@ from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, Imag
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnError
 from posthoc_inn.fit.binding import ConceptRequest, check_placed
 from posthoc_inn.fit.drawing import with_draws
+from posthoc_inn.fit.faithful import why_not
 from posthoc_inn.fit.metric import Distance, check_trainable, settled, without_directory
 from posthoc_inn.fit.parts import Parts, make_flow
 from posthoc_inn.fit.pictures import with_pictures
@@ -331,6 +332,17 @@ def opened(data: Any, given: Any, *, seed: int, is_held_out: bool = False) -> Ba
         raise DataError(f"Held-out data: {error}") from error
 
 
+def settle_faithful(parts: Parts, reporter: Reporter) -> Parts:
+    """Return the parts without a training of t by its samples where there can be none, and note why."""
+    if not parts.config.faithful:
+        return parts
+    reason = why_not(parts) if parts.flow.is_trained else "t is fitted in closed form."
+    if not reason:
+        return parts
+    reporter.note(f"Note: t is not trained by what the model sees of its samples: {reason}")
+    return dataclasses.replace(parts, config=parts.config.replace(faithful=0.0))
+
+
 def check_measurable(held_out: BatchSource) -> None:
     """Check that there are enough held-out images to measure concepts on.
 
@@ -431,4 +443,4 @@ def prepare(
         layers = f" at {', '.join(metric.layers)}," if metric.layers else ""
         reporter.note(f"pictures are compared by {metric.name} too,{layers} {rows} of the {batch} of a step")
     check_refits(request.refits, parts.flow)
-    return Fit(parts, request, reporter=reporter, budget=budget)
+    return Fit(settle_faithful(parts, reporter), request, reporter=reporter, budget=budget)

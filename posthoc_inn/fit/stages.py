@@ -19,6 +19,7 @@ from posthoc_inn.files import plain, replace_file, writing
 from posthoc_inn.fit.binding import BoundConcepts, ConceptRequest, bind
 from posthoc_inn.fit.concepts import INITIALIZATION_ROWS, ConceptFit, check_request, fit_concepts, rows_of
 from posthoc_inn.fit.events import stage_finished
+from posthoc_inn.fit.faithful import train_faithful
 from posthoc_inn.fit.linear import closed_form_history, compare, fit_linear, fitted_linear
 from posthoc_inn.fit.lock import locked
 from posthoc_inn.fit.parts import FitResult, Parts, checkpoint_of
@@ -73,6 +74,7 @@ class Fit:
         threads: CPU threads of each stage.
         notes: What a user has to know of the layer's features.
         metric: What there is to know of the perceptual distance that the autoencoder was trained by; None for none.
+        faithful: What training t further by what the model sees of its samples did; None where that was not done.
     """
 
     def __init__(
@@ -89,6 +91,8 @@ class Fit:
         self.seconds: dict[str, float] = {}
         self.threads: dict[str, int] = {}
         self.metric: dict[str, Any] | None = None
+        self.faithful: dict[str, Any] | None = None
+        self._expected: Tensor | None = None
         self._result: FitResult | None = None
         self._is_locked = False
         if parts.concepts is not None:
@@ -202,6 +206,13 @@ class Fit:
         set_compute_dtype(self.parts.flow, None)
         trained = self.parts.flow
         linear = self._stage("t", lambda: self._beside_linear(train_rows, selection))
+        faithful_history = None
+        if parts.config.faithful and self.parts.flow is not trained:
+            self.reporter.note("Note: t is not trained further by its samples, since the linear t takes its place.")
+        elif parts.config.faithful:
+            faithful_history = self._trained(
+                "faithful", lambda: self._train_faithful(self.parts, train_rows, selection), z=some
+            )
         refits = self._refits(trained, linear, train_rows, selection)
         self._result = FitResult(
             parts.autoencoder,
@@ -220,6 +231,7 @@ class Fit:
             bound,
             extra_rows,
             held_rows,
+            faithful_history,
         )
         return self._result
 
@@ -414,6 +426,7 @@ class Fit:
         started = time.perf_counter()
         standardize(flow, rows)
         expected = None if flow.linear is None else fit_linear(flow, rows, held_out, seed=config.seed)
+        self._expected = expected
         if not flow.is_trained:
             return closed_form_history(flow.eval(), rows, held_out, time.perf_counter() - started)
         pick = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))[:INITIALIZATION_ROWS]
@@ -444,6 +457,28 @@ class Fit:
             ),
         )
 
+    def _train_faithful(self, parts: Parts, rows: Cache, held_out: Cache, name: str = "faithful") -> History:
+        """Train t further by what the model sees of its samples."""
+        self.reporter.stage(name, self._paces.steps("faithful"))
+        autoencoder, flow = cast(torch.nn.Module, parts.autoencoder), parts.flow
+        key = self._key(autoencoder, flow)  # before anything is changed
+        parts.set_precision(flow)
+        try:
+            history, told = train_faithful(
+                parts,
+                rows,
+                held_out,
+                expected=self._expected,
+                checkpoint=checkpoint_of(self.request.directory, name.replace(" ", "-")),
+                resume=self.request.resume,
+                progress=self._advance,
+                key=key,
+            )
+        finally:
+            set_compute_dtype(flow, None)
+        self.faithful = self.faithful or told
+        return history
+
     def _beside_linear(self, rows: Cache, held_out: Cache) -> ConditionalFlow:
         """Return the linear t for the same rows, and use it where the trained one is worse."""
         parts, flow = self.parts, self.parts.flow
@@ -472,5 +507,9 @@ class Fit:
             self._trained(name, functools.partial(self._train_flow, parts, rows, held_out, name))
             set_compute_dtype(parts.flow, None)
             gives_way = parts.config.linear_fallback and compare(parts.flow, linear, held_out).is_worse
+            if parts.config.faithful and not gives_way:
+                more = f"faithful {name}"
+                self.threads.setdefault(more, self.threads.get("faithful", self.threads["t"]))
+                self._trained(more, functools.partial(self._train_faithful, parts, rows, held_out, more))
             found.append(linear if gives_way else parts.flow)
         return tuple(found)

@@ -41,6 +41,7 @@ STAGES = {
     "e": "training e",
     "pictures": "finding pictures in z",
     "t": "training t",
+    "faithful": "training t by its samples",
     "measuring": "measuring",
     "writing": "bundle and pictures",
 }
@@ -54,6 +55,7 @@ CURVES = {
     "autoencoder": ("The autoencoder", "loss, nats a value"),
     "e": ("e", "nats an image"),
     "t": ("t", "nats an image"),
+    "faithful": ("t, by its samples too", "nats an image, and what the misfit costs"),
 }
 """Network that was trained -> its name, and the unit of its loss."""
 

@@ -174,6 +174,9 @@ FITS = st.builds(
     pictures=st.sampled_from(("auto", "never")),
     picture_training=TRAININGS,
     linear_fallback=st.booleans(),
+    faithful=real(0, 100),
+    map_faithful=st.none() | real(0, 100),
+    faithful_weight=real(0, 1000),
 )
 CONFIGS = st.one_of(image_specs(), FLOWS, CONDITIONERS, AUTOENCODERS, MAPS, TRAININGS, CONCEPTS, FITS)
 CLASSES = (ImageSpec, FlowConfig, ConditionerConfig, AutoencoderConfig, TrainConfig, ConceptConfig, FitConfig)

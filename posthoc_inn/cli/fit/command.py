@@ -38,6 +38,14 @@ NOT_OF_THE_RUN = ("out", "resume", "overwrite", "as_json", "quiet", "threads", "
         help="Noise added to codes before t sees them, of each channel's deviation; samples are decoded with it.",
     ),
     click.option(
+        "--faithful",
+        type=click.FloatRange(0, 100),
+        default=None,
+        metavar="SHARE",
+        help="Train t further by what the model sees of its samples, for so many of its steps; 0 for not.  "
+        "[default: the preset's]",
+    ),
+    click.option(
         "--refits",
         type=click.IntRange(min=0),
         default=0,

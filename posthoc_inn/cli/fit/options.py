@@ -61,6 +61,7 @@ class FitOptions:
     concept_steps: int | None = None
     classifier_steps: int | None = None
     code_noise: float = 0.0
+    faithful: float | None = None
     refits: int = 0
     image_metrics: list[str] = field(default_factory=list)
     seed: int = 0
@@ -158,6 +159,10 @@ def choose(options: FitOptions, manager: PluginManager) -> Choice:
     draws = options.draws
     if draws is None and data == EMBEDDED:
         draws = EMBEDDED_DRAWS
+    config = preset(options.preset or (EMBEDDED_PRESET if data == EMBEDDED else "default"))
+    config = config.replace(code_noise=options.code_noise)
+    if options.faithful is not None:
+        config = config.replace(faithful=options.faithful, map_faithful=None)
     return Choice(
         backbone,
         weights,
@@ -165,9 +170,7 @@ def choose(options: FitOptions, manager: PluginManager) -> Choice:
         data,
         reads_folder,
         draws,
-        preset(options.preset or (EMBEDDED_PRESET if data == EMBEDDED else "default")).replace(
-            code_noise=options.code_noise
-        ),
+        config,
         tuple(notes),
     )
 
