@@ -3,9 +3,12 @@
     python benchmarks/autoencoders.py [--data color-mnist --data-dir DIR] [--steps 1000 2000] [--smoke]
     python benchmarks/autoencoders.py --seconds 60 --data cifar10 --data-dir DIR --judge FILE --resnet FILE
     python benchmarks/autoencoders.py --seconds 60 --data celeba --data-dir DIR --judge FILE --face-net FILE
+                                      [--attribute-steps 1200]
 
 Steps: kind "conv" and MSC tab. S1 as printed, over the same batches. Seconds: a vector beside maps, with and without a
 perceptual distance in training. They are seconds of the processor, so that other work on the machine does not count.
+With --attribute-steps a classifier of six attributes is trained on the photographs (that of examples/celeba_faces.py):
+"attributes" is its balanced accuracy.
 Errors are mean squares of images in [-1, 1]: after equal steps at draws of the encoder, after equal seconds at means.
 """
 
@@ -18,6 +21,7 @@ import itertools
 import math
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +57,8 @@ JUDGE_LAYERS = ("features.1", "features.4", "features.7", "features.9", "feature
 JUDGED_SIDE = 128
 """Pixels at which the judge sees pictures."""
 IMAGENET = ImageSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+JUDGED_FACES = 2000
+"""Held-out pictures that everything else is measured on."""
 JUDGED = 500
 """Held-out pictures that the judge compares."""
 
@@ -187,6 +193,23 @@ def contenders(size: int, weight: float) -> dict[str, Contender]:
     return found | {"AutoencoderKL, width 16": Contender(mapped(width=16), SmallKL)}
 
 
+def attributes(given: argparse.Namespace) -> Callable[[Tensor], float]:
+    """Return what tells how often a classifier of CelebA's attributes is right on the first held-out faces."""
+    from celeba_faces import balanced, faces, pixels_of, train_judge, values_of
+
+    few = 100 if given.smoke else None
+    train_part, kept = (faces(given.data_dir, train=part, few=few) for part in (True, False))
+    with tempfile.TemporaryDirectory() as place:
+        judge = train_judge(pixels_of(train_part), values_of(train_part), given.attribute_steps, Path(place))
+    values = values_of(kept)
+
+    def right(pictures: Tensor) -> float:
+        return float(balanced(judge.verdict(pictures), values[: len(pictures)]).mean())
+
+    print(f"attributes of the photographs themselves: {right(unit(pixels_of(kept)[:JUDGED_FACES])):.4f}", flush=True)
+    return right
+
+
 class Judges:
     """What pictures are judged by: a network that nothing is trained by, and the explained one."""
 
@@ -208,6 +231,9 @@ class Judges:
             from mobile_face_net import load_face_net
 
             self.model = load_face_net(given.face_net)
+        self.attributes: Callable[[Tensor], float] | None = None
+        if given.attribute_steps:
+            self.attributes = attributes(given)
 
     def metric(self, size: int) -> FeatureDistance | None:
         """Return the perceptual distance of the explained model, as `perceptual="model"` has it."""
@@ -227,6 +253,8 @@ class Judges:
         if self.distance is not None:
             pairs = zip(made[:JUDGED].split(100), images[:JUDGED].split(100), strict=True)
             found["distance"] = float(torch.stack([self.distance(a, b) for a, b in pairs]).mean())
+        if self.attributes is not None:
+            found["attributes"] = self.attributes(made)
         if self.model is not None:
             said = [torch.cat([self.model(self.prepare(p)) for p in x.split(200)]) for x in (made, images)]
             if said[0].shape[1] <= 10:
@@ -251,7 +279,7 @@ def pace(task: AutoencoderTask, given: argparse.Namespace, steps: int = 12) -> f
 
 def equal_seconds(given: argparse.Namespace, parts: list[Cache]) -> None:
     """Train each for the same seconds of the processor, and print the table."""
-    held_out = parts[1]["images"].rows(torch.arange(min(len(parts[1]), 2000)))
+    held_out = parts[1]["images"].rows(torch.arange(min(len(parts[1]), JUDGED_FACES)))
     size, judges = held_out.shape[-1], Judges(given)
     metric = judges.metric(size)
     print(
@@ -290,6 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--judge", default=None, help="weights of SqueezeNet 1.0, which judges pictures")
     parser.add_argument("--resnet", default=None, help="weights of CIFAR's ResNet-20, which is explained")
     parser.add_argument("--face-net", default=None, help="weights of MobileFaceNet, which is explained")
+    parser.add_argument("--attribute-steps", type=int, default=0, help="CelebA: of a classifier of attributes")
     parser.add_argument("--perceptual-weight", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-3)

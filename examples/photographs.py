@@ -209,10 +209,10 @@ def steps_for(subject: Subject, given: dict[str, Any], minutes: float, out: Path
     if not file.exists():
         request = FitRequest(data=subject.data, held_out=subject.held_out, steps=1000, autoencoder_steps=1000)
         seconds = Interpreter(subject.model, subject.layers[-1], **given).prepare(request).plan().seconds
-        times = {"autoencoder_steps": minutes * share, "steps": minutes * (1 - share) / len(subject.layers)}
+        of_t = seconds["t"] + seconds.get("faithful", 0.0)
         found = {
-            name: max(20, round(1000 * 60 * times[name] / max(seconds.get(stage, 1.0), 1e-6)))
-            for name, stage in (("autoencoder_steps", "autoencoder"), ("steps", "t"))
+            "autoencoder_steps": max(20, round(1000 * 60 * minutes * share / seconds["autoencoder"])),
+            "steps": max(20, round(1000 * 60 * minutes * (1 - share) / len(subject.layers) / of_t)),
         }
         file.write_text(json.dumps(found))
     return dict(json.loads(file.read_text()))
@@ -220,7 +220,11 @@ def steps_for(subject: Subject, given: dict[str, Any], minutes: float, out: Path
 
 def configuration(arguments: argparse.Namespace, size: int) -> tuple[FitConfig, AutoencoderConfig | None]:
     """Return how t and the autoencoder look."""
-    usual = preset("default").replace(latent=arguments.latent)
+    usual = preset("default").replace(
+        latent=arguments.latent, faithful=arguments.faithful, map_faithful=arguments.faithful
+    )
+    if usual.map_flow is not None and arguments.flow_width:
+        usual = usual.replace(map_flow=usual.map_flow.replace(width=arguments.flow_width))
     looks = {"eval_every": 10} if arguments.smoke else {}
     # The larger the pictures, the fewer a step: their number of steps is what a short training lacks.
     usual = usual.replace(
@@ -336,6 +340,10 @@ def main() -> None:
     parser.add_argument("--latent", choices=("map", "vector"), default="map")
     parser.add_argument("--channels", type=int, default=None, help="of a map")
     parser.add_argument("--width", type=int, default=32, help="of the autoencoder of maps")
+    parser.add_argument("--flow-width", type=int, default=None, help="of t over maps")
+    parser.add_argument(
+        "--faithful", type=float, default=1.0, help="steps by t's samples, as a share of t's; 0 for none"
+    )
     parser.add_argument("--perceptual-weight", type=float, default=None, help="0 for squared error alone")
     parser.add_argument("--perceptual-share", type=float, default=0.25, help="of a batch that is compared by it")
     parser.add_argument("--minutes", type=float, default=240, help="of training, all in all")
