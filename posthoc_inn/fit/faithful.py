@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from posthoc_inn.analysis.refining import seen
 from posthoc_inn.config import FitConfig, TrainConfig
 from posthoc_inn.errors import ConfigError
-from posthoc_inn.fit.parts import Parts
+from posthoc_inn.fit.parts import Asked, Parts
 from posthoc_inn.flows import ConditionalFlow, without_dropout
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.seeds import derived
@@ -41,15 +41,9 @@ Ask = Callable[[Tensor], Tensor]
 """Latents (B, D) to what the model sees of their pictures, (B, *z_shape), differentiably."""
 
 
-def faithful_training(config: FitConfig) -> TrainConfig:
-    """Return how t is trained further, for a share `config.faithful` of the steps that it has had.
-
-    >>> from posthoc_inn.config import preset
-    >>> faithful_training(preset("default").replace(faithful=0.1)).steps
-    700
-    """
+def faithful_training(config: FitConfig, steps: int) -> TrainConfig:
+    """Return how t is trained further, for so many steps."""
     usual = config.flow_training
-    steps = max(1, math.ceil(config.faithful * usual.steps))
     return usual.replace(
         steps=steps,
         lr=RATE * usual.lr,
@@ -218,23 +212,27 @@ def held_out_misfit(loss: FaithfulLoss, held_out: Cache, together: int, *, own: 
 
 
 @torch.no_grad()
-def samples_a_step(parts: Parts, flow: ConditionalFlow, z: Tensor) -> int:
-    """Return how many rows of a step a sample is drawn for: by operations, which are the same on every machine.
+def affordable(parts: Parts, flow: ConditionalFlow, z: Tensor) -> Asked:
+    """Return how many samples a step asks about, and for how many steps: by operations, the same on every machine.
+
+    Samples of a step cost about what the likelihood of its rows does. Where even the fewest cost more, because the
+    model is large, steps are fewer instead: a share of t's steps then costs no more than twice that share of its time.
 
     Args:
         parts: Of the fit.
         flow: t, or one like it, initialised; only shapes matter.
         z: Features of an image, (1, *z_shape).
     """
-    z, size = z.float().to(parts.device), parts.config.flow_training.batch_size
-    latents = torch.zeros(1, parts.config.latent_dim, device=parts.device)
+    config = parts.config
+    z, size = z.float().to(parts.device), config.flow_training.batch_size
+    latents = torch.zeros(1, config.latent_dim, device=parts.device)
     with without_dropout(flow):
         context = flow.context(z)
-        own = operations(lambda: flow(latents, context))
-        other = operations(lambda: flow.inverse(latents, context))
-    other += operations(lambda: asking(parts)(latents))
-    most = max(1, int(MOST * size))
-    return min(most, max(FEWEST, int(COST * own * size / max(other, 1))))
+        own = size * operations(lambda: flow(latents, context))
+        each = operations(lambda: flow.inverse(latents, context)) + operations(lambda: asking(parts)(latents))
+    samples = min(max(1, int(MOST * size)), max(FEWEST, int(COST * own / max(each, 1))))
+    cheaper = min(1.0, (1 + COST) * own / max(own + samples * each, 1))
+    return Asked(samples, max(1, math.ceil(config.faithful * cheaper * config.flow_training.steps)))
 
 
 def train_faithful(
@@ -267,8 +265,8 @@ def train_faithful(
     Raises:
         TrainingError: Training diverged, or there is nothing fitting to resume.
     """
-    config, flow = faithful_training(parts.config), parts.flow
-    count = samples_a_step(parts, flow, rows["z"].rows(torch.arange(1)))
+    asked = cast(Asked, parts.faithful)
+    config, flow, count = faithful_training(parts.config, asked.steps), parts.flow, asked.samples
     loss = FaithfulLoss(flow, asking(parts), parts.config.faithful_weight, parts.interaction_weight(flow))
     loss.floor = max(LEAST_MISFIT, held_out_misfit(loss, held_out, count, own=True))
     task = FaithfulTask(

@@ -29,6 +29,19 @@ REDUCED = 64
 
 
 @dataclass(frozen=True)
+class Asked:
+    """How t is trained further by what the model sees of its samples.
+
+    Attributes:
+        samples: Samples that the model is asked about in a step.
+        steps: How many steps.
+    """
+
+    samples: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a fit works with.
 
@@ -48,6 +61,7 @@ class Parts:
         prediction: What the model's prediction is; None before that was looked at.
         code_noise: Noise that codes got besides the encoder's own; None for none, and before the images were encoded.
         trained_by: The configuration that says by which image metric the autoencoder is trained; None where it is not.
+        faithful: How t is trained further by what the model sees of its samples; None where it is not.
         tries_pictures: Whether t starts from the picture in z only if that proves to be there.
     """
 
@@ -67,6 +81,7 @@ class Parts:
     trained_by: AutoencoderConfig | None = None
     code_noise: CodeNoise | None = None
     tries_pictures: bool = False
+    faithful: Asked | None = None
 
     def metric(self) -> Distance | None:
         """Return the perceptual distance that the autoencoder is trained by, of the model's weights as they are now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 import time
@@ -13,19 +12,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from posthoc_inn.autoencoders import TrainableAutoencoder, draws_of
-from posthoc_inn.fit.concepts import build_factor_flow
-from posthoc_inn.fit.faithful import FaithfulLoss, asking, faithful_training, samples_a_step
+from posthoc_inn.autoencoders import draws_of
 from posthoc_inn.fit.linear import linear_seconds
 from posthoc_inn.fit.memory import beyond_steps
 from posthoc_inn.fit.parts import Parts
-from posthoc_inn.fit.pictures import ENOUGH, PictureLoss
-from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
-from posthoc_inn.flows.pictures import PictureNet
+from posthoc_inn.fit.pictures import ENOUGH
+from posthoc_inn.fit.steps import autoencoder_step, concept_step, faithful_step, flow_step, picture_step
 from posthoc_inn.rows.reader import RowReader
-from posthoc_inn.training.factors import FactorLoss
-from posthoc_inn.training.precision import fabric_for
-from posthoc_inn.training.tasks import AutoencoderLoss, FlowLoss
 from posthoc_inn.training.threads import MIN_IMAGES, MIN_STEPS, fastest, thread_counts, time_threads, using_threads
 
 TIMED = 64
@@ -116,9 +109,10 @@ class Paces:
             "e": config.concepts.training,
             "pictures": config.picture_training,
             "t": config.flow_training,
-            "faithful": faithful_training(config),
         }
-        if stage in ("t", "faithful") and not self.parts.flow.is_trained:
+        if stage == "faithful":
+            return self.parts.faithful.steps if self.parts.faithful is not None else 0
+        if stage == "t" and not self.parts.flow.is_trained:
             return 0
         return by_stage[stage].steps
 
@@ -156,7 +150,7 @@ def make_plan(parts: Parts, paces: Paces, draws: int, refits: int = 0) -> Plan:
         seconds["pictures"] = paces.seconds_of("pictures", row["z"])
     of_t = paces.seconds_of("t", row["z"])
     seconds["t"] = of_t + linear_seconds(parts.flow, row["z"], rows or 0)
-    if parts.config.faithful:
+    if parts.faithful is not None:
         seconds["faithful"] = paces.seconds_of("faithful", row["z"])
     if refits:
         seconds["refits"] = refits * (of_t + seconds.get("faithful", 0.0))
@@ -181,7 +175,7 @@ def make_plan(parts: Parts, paces: Paces, draws: int, refits: int = 0) -> Plan:
         + ("" if found is None else f" draws of the generator, {making:.2g} s each")
         + (f" × {draws} draws" if draws > 1 else "")
         + on_disk,
-        *_described(parts, row["z"]),
+        *_described(parts),
         *([f"refits       {refits} more training{'s' * (refits > 1)} of t, with other seeds"] if refits else []),
         f"machine      {parts.device}, {_threads(paces.threads)}, precision {parts.precision}",
         f"estimated    {sum(seconds.values()) / 60:.1f} minutes, {memory / 2**30:.1f} GiB of memory",
@@ -195,8 +189,8 @@ def _compared(parts: Parts) -> list[str]:
     return [] if found is None else [f"prediction   {found.kind}: {found.why}"]
 
 
-def _described(parts: Parts, z: Tensor) -> list[str]:
-    """Return a line each on autoencoder, e and t, for features z (B, *z_shape)."""
+def _described(parts: Parts) -> list[str]:
+    """Return a line each on autoencoder, e and t."""
     config, adapter = parts.config, parts.adapter
     training = config.autoencoder_training
     how = " (given, already trained)" if parts.autoencoder_is_fitted else f", {training.steps:,} steps"
@@ -222,10 +216,8 @@ def _described(parts: Parts, z: Tensor) -> list[str]:
             f", {sum(p.numel() for p in parts.flow.parameters()) / 1e6:.1f} M parameters, "
             f"{config.flow_training.steps:,} steps of {config.flow_training.batch_size}"
         )
-    if config.faithful:
-        more = faithful_training(config)
-        samples = samples_a_step(parts, _started(parts, z)[0], z[:1])
-        t += f", then {more.steps:,} steps that ask the model of {samples} samples each"
+    if parts.faithful is not None:
+        t += f", then {parts.faithful.steps:,} steps that ask the model of {parts.faithful.samples} samples each"
     if config.code_noise:
         t += f", codes with noise of {config.code_noise:g} of each channel's deviation"
     lines.append(t)
@@ -236,133 +228,6 @@ def _threads(threads: dict[str, int]) -> str:
     most = torch.get_num_threads()
     fewer = [f"{count} for {name}" for name, count in threads.items() if count < most]
     return f"{most} thread{'s' * (most > 1)}" + (f" ({', '.join(fewer)}: faster so now)" if fewer else "")
-
-
-# ---- a training step of each stage, on copies
-
-
-def autoencoder_step(parts: Parts, progress: float = 1.0) -> Callable[[], None]:
-    """Return a function that takes one training step of a copy of the autoencoder.
-
-    Args:
-        parts: What the step works with.
-        progress: Share of the training that is done: a discriminator takes part in the later steps.
-    """
-    adapter = parts.adapter
-    loss = AutoencoderLoss(cast(TrainableAutoencoder, copy.deepcopy(parts.autoencoder)), parts.metric()).train()
-    size = parts.config.autoencoder_training.batch_size
-    images = torch.zeros(size, adapter.channels, adapter.image_size, adapter.image_size, dtype=torch.uint8)
-    images.random_(0, 256, generator=torch.Generator().manual_seed(0))
-    noise = torch.zeros(size, parts.config.latent_dim)
-    more = () if loss.discriminator is None else (torch.tensor(progress),)
-    fabric = fabric_for(parts.device, parts.precision)
-    module, optimizer = fabric.setup(loss, torch.optim.Adam(loss.parameters(), fused=True))
-
-    def step() -> None:
-        optimizer.zero_grad()
-        fabric.backward(module(images.to(parts.device), noise.to(parts.device), *more))
-        optimizer.step()
-
-    return step
-
-
-def concept_step(parts: Parts) -> Callable[[], None]:
-    """Return a function that takes one training step of an e of the size that is to be fitted."""
-    config, dim = parts.config.concepts, parts.config.latent_dim
-    flow = build_factor_flow(config, (dim - 1, 1), parts.config.flow.seed).to(parts.device)
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, config.training.batch_size, dim, generator=generator).to(parts.device)
-    flow.initialize(a)
-    set_compute_dtype(flow, torch.bfloat16 if parts.precision == "bf16" else None)
-    loss = FactorLoss(flow, config.rho, learned=config.learn_rho).train()
-    optimizer = torch.optim.Adam(loss.parameters(), fused=True)
-    shared = torch.tensor([False, True], device=parts.device)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss(a, b, shared).backward()
-        optimizer.step()
-
-    return step
-
-
-def picture_step(parts: Parts, z: Tensor) -> Callable[[], None]:
-    """Return a function that takes one step of training what finds pictures in features z (B, *z_shape)."""
-    flow = copy.deepcopy(parts.flow)
-    size, dim, shape = parts.config.picture_training.batch_size, parts.config.latent_dim, parts.flow.picture_shape
-    z = z.float().repeat(-(-size // len(z)), *([1] * (z.ndim - 1)))[:size].to(parts.device)
-    flow.conditioner.fit_standardization([z])
-    cast(PictureNet, flow.pictures).learn(True)
-    loss = PictureLoss(flow, torch.ones(dim, device=parts.device)).train()
-    images = torch.zeros(size, *shape, dtype=torch.uint8, device=parts.device)
-    mean = torch.zeros(size, dim, device=parts.device)
-    fabric = fabric_for(parts.device, "32")
-    trained = [p for p in loss.parameters() if p.requires_grad]
-    module, optimizer = fabric.setup(loss, torch.optim.Adam(trained, fused=True))
-
-    def step() -> None:
-        optimizer.zero_grad()
-        fabric.backward(module(z, images, mean))
-        optimizer.step()
-
-    return step
-
-
-def _started(parts: Parts, z: Tensor) -> tuple[ConditionalFlow, Tensor, Tensor]:
-    """Return a copy of t that could be trained, and the features z and latents (B, D) of a batch."""
-    flow = copy.deepcopy(parts.flow)
-    size = parts.config.flow_training.batch_size
-    z = z.float().repeat(-(-size // len(z)), *([1] * (z.ndim - 1)))[:size].to(parts.device)
-    flow.conditioner.fit_standardization([z])
-    latents = torch.randn(size, parts.config.latent_dim, generator=torch.Generator().manual_seed(0)).to(parts.device)
-    if flow.linear is not None:
-        dim = latents.shape[1]
-        flow.linear.set(torch.zeros(dim), torch.zeros_like(flow.linear.weight), torch.eye(dim))
-    flow.initialize(latents, z)
-    if flow.base is None and parts.learns_concepts:
-        # e is not trained yet; it takes as long untrained.
-        base = build_factor_flow(parts.config.concepts, (latents.shape[1] - 1, 1), 0).to(parts.device)
-        base.initialize(latents)
-        flow.set_base(base)
-    parts.set_precision(flow)
-    return flow, z, latents
-
-
-def faithful_step(parts: Parts, z: Tensor) -> Callable[[], None]:
-    """Return a function that takes one step of training a copy of t by its samples, for features z (B, *z_shape)."""
-    flow, z, latents = _started(parts, z)
-    count = samples_a_step(parts, flow, z[:1])
-    loss = FaithfulLoss(flow, asking(parts), parts.config.faithful_weight, parts.interaction_weight(flow)).train()
-    optimizer = torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], fused=True)
-    v = latents[:count].clone()
-    pairs = torch.zeros(2, len(latents) // 4 if loss.likelihood.interaction_weight else 0, latents.shape[1]).to(v)
-    none = latents[:0]
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss(z, latents, torch.ones_like(latents), torch.zeros_like(latents), v, pairs, none).backward()
-        optimizer.step()
-
-    return step
-
-
-def flow_step(parts: Parts, z: Tensor) -> Callable[[], None]:
-    """Return a function that takes one training step of a copy of t, for features z (B, *z_shape)."""
-    flow, z, latents = _started(parts, z)
-    size = len(latents)
-    loss = FlowLoss(flow, parts.interaction_weight(flow)).train()
-    optimizer = torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], fused=True)
-    v = None
-    if flow.base is not None:
-        drawn = torch.randn(2, max(1, size // 4), latents.shape[1], generator=torch.Generator().manual_seed(1))
-        v = drawn.to(parts.device)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss(z, latents, torch.ones_like(latents), torch.zeros_like(latents), v).backward()
-        optimizer.step()
-
-    return step
 
 
 def resident() -> int:

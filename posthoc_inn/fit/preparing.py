@@ -19,13 +19,14 @@ from posthoc_inn.config import AutoencoderConfig, ConceptConfig, FitConfig, Imag
 from posthoc_inn.errors import ConfigError, DataError, PosthocInnError
 from posthoc_inn.fit.binding import ConceptRequest, check_placed
 from posthoc_inn.fit.drawing import with_draws
-from posthoc_inn.fit.faithful import why_not
+from posthoc_inn.fit.faithful import affordable, why_not
 from posthoc_inn.fit.metric import Distance, check_trainable, settled, without_directory
 from posthoc_inn.fit.parts import Parts, make_flow
 from posthoc_inn.fit.pictures import with_pictures
 from posthoc_inn.fit.refits import check_refits
 from posthoc_inn.fit.request import FitRequest, Subject
 from posthoc_inn.fit.stages import Fit
+from posthoc_inn.fit.steps import started
 from posthoc_inn.images import STREAM, BatchSource, InputAdapter, has_length, positions, recognize_normalization, split
 from posthoc_inn.images.adapter import MODEL_DTYPES, Frame
 from posthoc_inn.plugins import get_plugin_manager
@@ -333,14 +334,19 @@ def opened(data: Any, given: Any, *, seed: int, is_held_out: bool = False) -> Ba
 
 
 def settle_faithful(parts: Parts, reporter: Reporter) -> Parts:
-    """Return the parts without a training of t by its samples where there can be none, and note why."""
+    """Return the parts with what t is trained further by, where that is asked for; a note says why it cannot be."""
     if not parts.config.faithful:
         return parts
+    for part in (parts.autoencoder, parts.flow):
+        part.to(parts.device)
     reason = why_not(parts) if parts.flow.is_trained else "t is fitted in closed form."
-    if not reason:
+    if reason:
+        reporter.note(f"Note: t is not trained by what the model sees of its samples: {reason}")
         return parts
-    reporter.note(f"Note: t is not trained by what the model sees of its samples: {reason}")
-    return dataclasses.replace(parts, config=parts.config.replace(faithful=0.0))
+    images = parts.adapter.to_model(parts.data.first(2).to(parts.device))
+    with torch.no_grad():
+        flow, z, _ = started(parts, parts.extractor.features(images))
+    return dataclasses.replace(parts, faithful=affordable(parts, flow, z[:1]))
 
 
 def check_measurable(held_out: BatchSource) -> None:

@@ -207,9 +207,9 @@ class Fit:
         trained = self.parts.flow
         linear = self._stage("t", lambda: self._beside_linear(train_rows, selection))
         faithful_history = None
-        if parts.config.faithful and self.parts.flow is not trained:
+        if parts.faithful is not None and self.parts.flow is not trained:
             self.reporter.note("Note: t is not trained further by its samples, since the linear t takes its place.")
-        elif parts.config.faithful:
+        elif parts.faithful is not None:
             faithful_history = self._trained(
                 "faithful", lambda: self._train_faithful(self.parts, train_rows, selection), z=some
             )
@@ -507,7 +507,7 @@ class Fit:
             self._trained(name, functools.partial(self._train_flow, parts, rows, held_out, name))
             set_compute_dtype(parts.flow, None)
             gives_way = parts.config.linear_fallback and compare(parts.flow, linear, held_out).is_worse
-            if parts.config.faithful and not gives_way:
+            if parts.faithful is not None and not gives_way:
                 more = f"faithful {name}"
                 self.threads.setdefault(more, self.threads.get("faithful", self.threads["t"]))
                 self._trained(more, functools.partial(self._train_faithful, parts, rows, held_out, more))
