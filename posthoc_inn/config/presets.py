@@ -15,6 +15,8 @@ _FLOW_TRAINING = TrainConfig(steps=7000, batch_size=512, lr=6e-3, weight_decay=0
 # Over maps small convolutions get furthest in a given time: each weight sees every place of every image.
 _MAP_FLOW = FlowConfig(dim=64, context_dim=128, kind="conv", blocks=8, width=32, depth=1, dropout=0.05)
 _MAP_FLOW_TRAINING = TrainConfig(steps=15_000, batch_size=128, lr=4e-3, weight_decay=0.01, eval_every=500, patience=4)
+# Photographs: without it the model sees something else in most samples.
+_MAP_FAITHFUL = 0.25
 
 _CONCEPTS = ConceptConfig()
 
@@ -83,6 +85,7 @@ PRESETS: dict[str, FitConfig] = {
             latent="auto",
             map_flow=_MAP_FLOW,
             map_flow_training=_MAP_FLOW_TRAINING,
+            map_faithful=_MAP_FAITHFUL,
         ),
         _preset(
             "quick",
@@ -94,6 +97,7 @@ PRESETS: dict[str, FitConfig] = {
             latent="auto",
             map_flow=_MAP_FLOW,
             map_flow_training=_MAP_FLOW_TRAINING.replace(steps=2500, eval_every=250),
+            map_faithful=_MAP_FAITHFUL,
         ),
         # Few pairs: t starts where the linear one ends, and stops before it knows its rows by heart.
         _preset(

@@ -260,7 +260,7 @@ def train_faithful(
 
     Returns:
         The curve; and "before" and "after", with "nats" and "misfit" each, "floor", the misfit of images' own latents,
-        "weight", and "samples", rows of a step that a sample is drawn for.
+        "weight", "steps", and "samples", rows of a step that a sample is drawn for.
 
     Raises:
         TrainingError: Training diverged, or there is nothing fitting to resume.
@@ -287,7 +287,7 @@ def train_faithful(
     with torch.no_grad():
         after = task.held_out()
     told = {"before": _told(before), "after": _told(after), "floor": loss.floor}
-    told |= {"weight": loss.weight, "samples": count}
+    told |= {"weight": loss.weight, "samples": count, "steps": asked.steps}
 
     return history, told
 

@@ -262,6 +262,14 @@ def _network_settings(interpreter: Fitted, metrics: Mapping[str, Any]) -> dict[s
         )
     if flow.coupling is not None:
         found["t"] += _steps(config.get("flow_training"), "")
+    by_samples = metrics.get("faithful")
+    if by_samples:
+        before, after = by_samples["before"], by_samples["after"]
+        found["t, by its samples"] = (
+            f"{by_samples['steps']:,} more steps, asking the model of {by_samples['samples']} samples each: "
+            f"their misfit to z went from {before['misfit']:.2f} to {after['misfit']:.2f} (images' own latents: "
+            f"{by_samples['floor']:.2f}), held-out nats from {before['nats']:.1f} to {after['nats']:.1f}"
+        )
     concepts = _concepts(interpreter)
     if concepts is not None:
         sizes = ", ".join(f"{n} {d}" for n, d in zip(concepts.factor_names, concepts.factor_dims, strict=True))

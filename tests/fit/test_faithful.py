@@ -25,6 +25,7 @@ from posthoc_inn.flows import ConditionalFlow
 from posthoc_inn.objectives import flow_nll
 from posthoc_inn.plugins import get_plugin_manager
 from posthoc_inn.progress import Reporter
+from posthoc_inn.report.fitted import _network_settings
 from posthoc_inn.rows.cache import Cache
 from posthoc_inn.training import train
 
@@ -181,7 +182,10 @@ def test_a_fit_tells_what_it_did_and_leaves_the_model_alone(is_map):
     assert told["after"]["misfit"] != told["before"]["misfit"]
     curve = found.metrics_["training"]["faithful"]
     steps = interpreter(is_map=is_map).prepare(FitRequest(data=images())).parts.faithful.steps
-    assert curve["rows"][-1]["step"] == steps
+    assert curve["rows"][-1]["step"] == told["steps"] == steps
+    settings = _network_settings(found, found.metrics_)["t, by its samples"]
+    assert f"{steps} more steps" in settings
+    assert f"to {told['after']['misfit']:.2f} (images' own latents: {told['floor']:.2f})" in settings
     if curve["best_step"] == steps:
         assert curve["rows"][-1]["misfit"] == pytest.approx(told["after"]["misfit"], rel=1e-4)
     assert math.isfinite(told["after"]["nats"])
