@@ -32,6 +32,12 @@ def bundle_options(command: Any) -> Any:
         click.option(
             "--bundle", type=click.Path(path_type=Path), required=True, help="What fit wrote: a bundle, or a run."
         ),
+    )(options_of_a_model(command))
+
+
+def options_of_a_model(command: Any) -> Any:
+    """Add those of them that say how the model is built, and how to answer."""
+    return options(
         click.option(
             "--model",
             metavar="PACKAGE.MODULE:FACTORY",

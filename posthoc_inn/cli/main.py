@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "posthoc_inn.cli.analyze",
         "Analyse a fitted layer: relevance, attack, response, and more, in one report.",
     ),
+    "report": ("posthoc_inn.cli.report", "Write the report of a finished run, or of a bundle, anew."),
     "compare": ("posthoc_inn.cli.compare", "Compare models on groups of images: texture bias, another domain."),
     "sweep": ("posthoc_inn.cli.sweep", "Compare layers, checkpoints or models, with one autoencoder and one e."),
     "app": ("posthoc_inn.cli.app", "Play with fitted layers in a browser; with no option, the embedded example."),
