@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from posthoc_inn.config import preset_names
+from posthoc_inn.config import FitConfig, preset, preset_names
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -188,6 +188,16 @@ def data_options(command: F) -> F:
     )(command)
 
 
+def chosen_preset(name: str, code_noise: float, faithful: float | None) -> FitConfig:
+    """Return the preset that was chosen, with what other options change of it.
+
+    >>> chosen_preset("default", 0.1, None).code_noise
+    0.1
+    """
+    config = preset(name).replace(code_noise=code_noise)
+    return config if faithful is None else config.replace(faithful=faithful, map_faithful=None)
+
+
 def training_options(command: F) -> F:
     """Add the options that say how everything is trained, and where."""
     return options(
@@ -224,6 +234,22 @@ def training_options(command: F) -> F:
         click.option("--steps", type=click.IntRange(min=1), help="Steps of t."),
         click.option("--autoencoder-steps", type=click.IntRange(min=1), help="Steps of the autoencoder."),
         click.option("--concept-steps", type=click.IntRange(min=1), help="Steps of e, with --concepts."),
+        click.option(
+            "--code-noise",
+            type=click.FloatRange(0, 1),
+            default=0.0,
+            show_default=True,
+            metavar="SHARE",
+            help="Noise added to codes before t sees them, of each channel's deviation; samples are decoded with it.",
+        ),
+        click.option(
+            "--faithful",
+            type=click.FloatRange(0, 100),
+            default=None,
+            metavar="SHARE",
+            help="Train t further by what the model sees of its samples, for this share of its steps; 0 for not.  "
+            "[default: the preset's]",
+        ),
         click.option(
             "--image-metric",
             "image_metrics",

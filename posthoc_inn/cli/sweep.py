@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from posthoc_inn.cli.echo import echo, echo_json
-from posthoc_inn.cli.options import data_options, device_option, model_options, options, training_options
+from posthoc_inn.cli.options import (
+    chosen_preset,
+    data_options,
+    device_option,
+    model_options,
+    options,
+    training_options,
+)
 from posthoc_inn.errors import ConfigError, DataError, LayerNotFoundError, Problems
 
 if TYPE_CHECKING:
@@ -250,7 +257,6 @@ def _parts(given: dict[str, Any], spec: ImageSpec, stored: Any) -> _Parts:
     from posthoc_inn.cli.data import is_folder
     from posthoc_inn.cli.fit.inputs import check_canonical, given_autoencoder, open_autoencoder, open_images
     from posthoc_inn.cli.fit.options import FitOptions
-    from posthoc_inn.config import preset
     from posthoc_inn.fit.preparing import choose_image_size
     from posthoc_inn.images import BatchSource
     from posthoc_inn.plugins import get_plugin_manager
@@ -267,7 +273,7 @@ def _parts(given: dict[str, Any], spec: ImageSpec, stored: Any) -> _Parts:
     source = BatchSource(images.train, batch_size=128, seed=given["seed"]).check()
     check_canonical(source, images.name)
     channels, height, width = source.image_shape
-    config = preset(given["preset"] or "default")
+    config = chosen_preset(given["preset"] or "default", given["code_noise"], given["faithful"])
     if stored is not None:
         size = stored.autoencoder.config.size
         if stored.adapter.normalization is not None:

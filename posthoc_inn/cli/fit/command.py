@@ -30,22 +30,6 @@ NOT_OF_THE_RUN = ("out", "resume", "overwrite", "as_json", "quiet", "threads", "
 @options(
     click.option("--classifier-steps", type=click.IntRange(min=1), help="Steps of the model, with --weights train."),
     click.option(
-        "--code-noise",
-        type=click.FloatRange(0, 1),
-        default=0.0,
-        show_default=True,
-        metavar="SHARE",
-        help="Noise added to codes before t sees them, of each channel's deviation; samples are decoded with it.",
-    ),
-    click.option(
-        "--faithful",
-        type=click.FloatRange(0, 100),
-        default=None,
-        metavar="SHARE",
-        help="Train t further by what the model sees of its samples, for so many of its steps; 0 for not.  "
-        "[default: the preset's]",
-    ),
-    click.option(
         "--refits",
         type=click.IntRange(min=0),
         default=0,

@@ -18,7 +18,8 @@ from posthoc_inn.cli.models import (
     layers_worth_looking_at,
     means_import,
 )
-from posthoc_inn.config import FitConfig, Precision, preset
+from posthoc_inn.cli.options import chosen_preset
+from posthoc_inn.config import FitConfig, Precision
 from posthoc_inn.errors import PosthocInnError, Problems
 from posthoc_inn.plugins import PluginManager
 
@@ -159,10 +160,8 @@ def choose(options: FitOptions, manager: PluginManager) -> Choice:
     draws = options.draws
     if draws is None and data == EMBEDDED:
         draws = EMBEDDED_DRAWS
-    config = preset(options.preset or (EMBEDDED_PRESET if data == EMBEDDED else "default"))
-    config = config.replace(code_noise=options.code_noise)
-    if options.faithful is not None:
-        config = config.replace(faithful=options.faithful, map_faithful=None)
+    usual = EMBEDDED_PRESET if data == EMBEDDED else "default"
+    config = chosen_preset(options.preset or usual, options.code_noise, options.faithful)
     return Choice(
         backbone,
         weights,
