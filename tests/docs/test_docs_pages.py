@@ -53,7 +53,7 @@ def test_the_python_of_a_page_runs_in_order(page, monkeypatch, tmp_path, capsys)
         state = get_plugin_manager().build_backbone("squeezenet1_1", weights=None).state_dict()
         torch.save(state, "squeezenet.pth")
         build = StyleTransfer.from_backbone
-        quick = partial(build, side=32)
+        quick = partial(build, side=64)
         monkeypatch.setattr(
             StyleTransfer, "from_backbone", lambda name, weights, steps: quick(name, weights=weights, steps=2)
         )
