@@ -32,6 +32,8 @@ default_role = "literal"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+# Without it, `metrics_` is read as a link to "metrics".
+strip_signature_backslash = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
@@ -111,6 +113,8 @@ def plain_markup(app: object, what: str, name: str, value: object, options: obje
             code = None
         if code is None and not line.lstrip().startswith((">>>", "...")):
             parts = [part if part.startswith("`") else escaped(part) for part in SPANS.split(line)]
+            # "flow_: t." is no list whose first item is empty.
+            parts[0] = re.sub(r"^(\s+\w+: )([A-Za-z])\.(?=\s|$)", r"\1\2\\.", parts[0])
             # A name ends where a letter follows ("`DataError`s") only if it is told.
             lines[number] = re.sub(r"(?<=`)\0(?=\w)", r"\\ ", "\0".join(parts)).replace("\0", "")
         if line.rstrip().endswith("::"):
