@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: demo test test-slow test-app coverage bench lint types format wheel pictures clean
+.PHONY: demo test test-slow test-app coverage bench lint types format wheel docs pictures clean
 
 $(VENV)/.installed: $(PROJECTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -70,5 +70,11 @@ wheel: $(VENV)/.installed
 	cd build && fresh/bin/posthoc-inn plugins
 	rm -rf build/fresh
 
+# The documentation as HTML, in docs/_build/html. The build itself asks nothing of the network; a warning fails it.
+docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) build dist docs/_build docs/reference/api docs/reference/_presets.md .pytest_cache .mypy_cache .ruff_cache .coverage

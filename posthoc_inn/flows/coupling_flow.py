@@ -57,9 +57,9 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
 
 
 class CouplingFlow(nn.Module):
-    r"""A stack of invertible blocks between data and a standard normal base.
+    """A stack of invertible blocks between data and a standard normal base.
 
-    :math:`\log p(x) = \log N(y; 0, 1) + \log|\det \partial y / \partial x|`. Leading dimensions are free:
+    ``log p(x) = log N(y; 0, 1) + log |det ∂y / ∂x|``. Leading dimensions are free:
     x (..., D) with a context (..., C) that broadcasts, so that (B, N, D) with (B, 1, C) draws N samples an
     image.
 
