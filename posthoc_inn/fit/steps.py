@@ -93,12 +93,12 @@ def started(parts: Parts, z: Tensor) -> tuple[ConditionalFlow, Tensor, Tensor]:
     flow = copy.deepcopy(parts.flow)
     size = parts.config.flow_training.batch_size
     z = z.float().repeat(-(-size // len(z)), *([1] * (z.ndim - 1)))[:size].to(parts.device)
-    flow.conditioner.fit_standardization([z])
+    flow.conditioner.fit_standardization([z], force=True)  # t may be trained already
     latents = torch.randn(size, parts.config.latent_dim, generator=torch.Generator().manual_seed(0)).to(parts.device)
     if flow.linear is not None:
         dim = latents.shape[1]
         flow.linear.set(torch.zeros(dim), torch.zeros_like(flow.linear.weight), torch.eye(dim))
-    flow.initialize(latents, z)
+    flow.initialize(latents, z, force=True)
     if flow.base is None and parts.learns_concepts:
         # e is not trained yet; it takes as long untrained.
         base = build_factor_flow(parts.config.concepts, (latents.shape[1] - 1, 1), 0).to(parts.device)

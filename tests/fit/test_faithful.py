@@ -18,7 +18,7 @@ from posthoc_inn.cli.fit.command import command
 from posthoc_inn.cli.fit.options import FitOptions, choose, command_line
 from posthoc_inn.config import AutoencoderConfig, ConditionerConfig, FlowConfig, TrainConfig, preset
 from posthoc_inn.errors import ConfigError, TrainingError
-from posthoc_inn.fit import FitRequest, stages
+from posthoc_inn.fit import FitRequest, plan, stages
 from posthoc_inn.fit.faithful import FEWEST, FaithfulLoss, FaithfulTask, held_out_misfit
 from posthoc_inn.fit.linear import Comparison
 from posthoc_inn.flows import ConditionalFlow
@@ -273,6 +273,15 @@ def test_the_plan_says_so_with_its_time():
     assert plan.seconds["faithful"] > 0
     assert "faithful" not in without.seconds
     assert any("steps that ask the model of" in line for line in plan.lines)
+
+
+def test_its_threads_are_settled_on_once_t_is_trained(monkeypatch):
+    # A long stage is timed just before it begins: on a t that is initialised, and keeps its weights.
+    monkeypatch.setattr(plan, "MIN_STEPS", 1)
+    found, plain = fitted(), fitted(TINY)
+    assert found.metrics_["threads"]["faithful"] >= 1
+    assert found.history_.to_dict()["rows"] == plain.history_.to_dict()["rows"]
+    assert found.metrics_["faithful"]["before"]["nats"] == pytest.approx(plain.history_.rows[-1]["held_out"], abs=1e-3)
 
 
 class Wide(nn.Module):
