@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from posthoc_inn.cli.bundles import load, options_of_a_model, shape_of
+from posthoc_inn.cli.bundles import bundle_of, load, options_of_a_model, shape_of
 from posthoc_inn.cli.echo import echo, echo_json
 from posthoc_inn.errors import DataError, Problems
 
@@ -69,16 +69,17 @@ def command(
     from posthoc_inn.report.fitted import ReportWords, write_fitted_report
 
     options = _options(record, run, data, data_dir)
-    images = _images(stored, options, data, data_dir)
+    images = _images(stored, options)
     shown = BatchSource(images.held_out, batch_size=128, seed=seed).first(EXAMPLES)
     if stored.adapter.normalization is not None:
         shown = apply_spec(shown, stored.adapter.spec)
-    target = out or run / "report.html"
-    is_beside = target.resolve().parent == run.resolve()
+    where = bundle_of(run)
+    target = out or where.parent / "report.html"
+    is_beside = target.resolve().parent == where.resolve().parent
     words = ReportWords(
         data=images.told,
         class_names=tuple(images.classes),
-        files={"bundle": "bundle/", "all figures": "metrics.json"} if is_beside and (run / "bundle").is_dir() else {},
+        files={"bundle": "bundle/", "all figures": "metrics.json"} if is_beside and where != run else {},
     )
     write_fitted_report(interpreter, shown, None, target, words=words)
     if as_json:
@@ -98,7 +99,7 @@ def _options(record: dict[str, Any] | None, run: Path, data: str | None, data_di
     return FitOptions(**{name: known[name] for name in names if name in known}, out=run)
 
 
-def _images(stored: Bundle, options: FitOptions, data: str | None, data_dir: str | None) -> Images:
+def _images(stored: Bundle, options: FitOptions) -> Images:
     """Open the images to show.
 
     Raises:

@@ -59,6 +59,12 @@ def test_a_bundle_alone_needs_pictures(run, tmp_path):
     with pytest.raises(DataError, match="which images to show"):
         report.main([str(bundle)], standalone_mode=False)
     others = pictures(tmp_path / "others", 30, 1)
+    inside = sorted(p.name for p in bundle.iterdir())
+    found = CliRunner().invoke(report, [str(bundle), "--data", str(others)])
+    assert found.exit_code == 0, found.output
+    # Beside the bundle, as the help says: inside it nothing is written.
+    assert (tmp_path / "report.html").is_file()
+    assert sorted(p.name for p in bundle.iterdir()) == inside
     out = tmp_path / "page.html"
     found = CliRunner().invoke(report, [str(bundle), "--data", str(others), "--out", str(out), "--json"])
     assert found.exit_code == 0, found.output
