@@ -57,7 +57,7 @@ JUDGE_LAYERS = ("features.1", "features.4", "features.7", "features.9", "feature
 JUDGED_SIDE = 128
 """Pixels at which the judge sees pictures."""
 IMAGENET = ImageSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-JUDGED_FACES = 2000
+MEASURED = 2000
 """Held-out pictures that everything else is measured on."""
 JUDGED = 500
 """Held-out pictures that the judge compares."""
@@ -206,7 +206,7 @@ def attributes(given: argparse.Namespace) -> Callable[[Tensor], float]:
     def right(pictures: Tensor) -> float:
         return float(balanced(judge.verdict(pictures), values[: len(pictures)]).mean())
 
-    print(f"attributes of the photographs themselves: {right(unit(pixels_of(kept)[:JUDGED_FACES])):.4f}", flush=True)
+    print(f"attributes of the photographs themselves: {right(unit(pixels_of(kept)[:MEASURED])):.4f}", flush=True)
     return right
 
 
@@ -279,7 +279,7 @@ def pace(task: AutoencoderTask, given: argparse.Namespace, steps: int = 12) -> f
 
 def equal_seconds(given: argparse.Namespace, parts: list[Cache]) -> None:
     """Train each for the same seconds of the processor, and print the table."""
-    held_out = parts[1]["images"].rows(torch.arange(min(len(parts[1]), JUDGED_FACES)))
+    held_out = parts[1]["images"].rows(torch.arange(min(len(parts[1]), MEASURED)))
     size, judges = held_out.shape[-1], Judges(given)
     metric = judges.metric(size)
     print(

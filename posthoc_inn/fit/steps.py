@@ -11,8 +11,8 @@ from torch import Tensor
 
 from posthoc_inn.autoencoders import TrainableAutoencoder
 from posthoc_inn.fit.concepts import build_factor_flow
-from posthoc_inn.fit.faithful import FEWEST, FaithfulLoss, asking
-from posthoc_inn.fit.parts import Parts
+from posthoc_inn.fit.faithful import FaithfulLoss, asking
+from posthoc_inn.fit.parts import Asked, Parts
 from posthoc_inn.fit.pictures import PictureLoss
 from posthoc_inn.flows import ConditionalFlow, set_compute_dtype
 from posthoc_inn.flows.pictures import PictureNet
@@ -111,10 +111,9 @@ def started(parts: Parts, z: Tensor) -> tuple[ConditionalFlow, Tensor, Tensor]:
 def faithful_step(parts: Parts, z: Tensor) -> Callable[[], None]:
     """Return a function that takes one step of training a copy of t by its samples, for features z (B, *z_shape)."""
     flow, z, latents = started(parts, z)
-    count = FEWEST if parts.faithful is None else parts.faithful.samples
     loss = FaithfulLoss(flow, asking(parts), parts.config.faithful_weight, parts.interaction_weight(flow)).train()
     optimizer = torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], fused=True)
-    v = latents[:count].clone()
+    v = latents[: cast(Asked, parts.faithful).samples].clone()
     pairs = torch.zeros(2, len(latents) // 4 if loss.likelihood.interaction_weight else 0, latents.shape[1]).to(v)
     none = latents[:0]
 
